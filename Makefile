@@ -1,0 +1,38 @@
+# Each target makes its own .venv when it is missing and reuses it when it is not.
+#   make demo   make test   make lint   make timm-suite   make benchmark
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format timm-suite benchmark clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.installed-%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python train_scripts/demo.py
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# timm's own tests/test_models.py, from its source distribution, on every name that we register (slow).
+timm-suite: $(VENV)/.installed-dev
+	$(BIN)/python tests/timm_suite/run.py
+
+benchmark: $(VENV)/.installed-dev
+	$(BIN)/python train_scripts/benchmark.py
+
+clean:
+	rm -rf $(VENV) .timm_suite .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,8 @@
+"""Mixed inputs and divided networks for timm; importing it registers the models."""
+
+from timm_mix import models
+from timm_mix.models.divide import divide
+from timm_mix.tasks import create_task
+from timm_mix.version import __version__
+
+__all__ = ["__version__", "create_task", "divide", "models"]

@@ -1,0 +1,1 @@
+"""The methods as pure functions, one file per paper; imports torch and numpy only."""

@@ -1,0 +1,59 @@
+"""Save models as folders that timm loads back: config.json and model.safetensors."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from timm.models import save_for_hf
+from torch import nn
+
+__all__ = ["save_pretrained"]
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    label_names: list[str] | None = None,
+    data_config: dict[str, Any] | None = None,
+) -> Path:
+    """Write a hub-ready folder that `timm.create_model('local-dir:<folder>', pretrained=True)` loads.
+
+    A folded or any other plain timm model loads without timm_mix; a model with members after `import timm_mix`.
+    The folder appears under its name only when it is whole, and replaces one that this function wrote before.
+
+    Args:
+        label_names: class names in the order of the logits.
+        data_config: how the images were fed in training (input_size, mean, std, interpolation, crop_pct).
+    Raises:
+        ValueError: `folder` exists and is something else than an earlier save; label_names of another length.
+    """
+    folder = Path(folder)
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise ValueError(f"label_names must name {model.num_classes} classes, got {len(label_names)}")
+    if folder.exists() and not _is_model_folder(folder):
+        raise ValueError(f"{folder} exists and is not a saved model; give another folder or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model_config = {"label_names": label_names} if label_names is not None else None
+        save_for_hf(model, str(scratch), model_config=model_config, safe_serialization=True, data_config=data_config)
+        for file in scratch.iterdir():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+        scratch.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _is_model_folder(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or {"config.json", "model.safetensors"} <= names

@@ -1,0 +1,150 @@
+"""Take a timm network apart: first convolution, core, classifier, as its pretrained cfg names them."""
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Tuple, Union
+
+import timm
+import torch
+from timm.layers import Conv2dSame, PatchEmbed
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+__all__ = ["Parts", "backbone_cfg", "build_backbone", "first_conv_name", "is_linear_conv", "take_apart"]
+
+# What a wrapper inherits from its backbone's cfg: how to feed it. Never where the backbone's own weights lie.
+_INHERITED = (
+    *("input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct"),
+    *("test_crop_pct", "crop_mode", "mean", "std", "num_classes", "pool_size", "test_pool_size"),
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A timm network taken apart.
+
+    core: the network with its first convolution replaced by the identity and without classifier; [B, C', h, w] in.
+    encoders: one first convolution per member, each with its own random weights.
+    heads: one classifier per member, each with its own random weights; empty when there are no classes.
+    """
+
+    core: nn.Module
+    encoders: nn.ModuleList
+    heads: nn.ModuleList
+
+
+def build_backbone(name: str, **kwargs: Any) -> nn.Module:
+    """timm.create_model with random weights and a clear error for a name that nobody registered.
+
+    Raises:
+        ValueError: an unknown name, or a name with a source such as 'hf-hub:'.
+    """
+    if not isinstance(name, str) or not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"backbone must be a model name that timm knows (timm.list_models()), got {name!r}")
+    return timm.create_model(name, pretrained=False, **kwargs)
+
+
+def backbone_cfg(name: str, first_conv: Tuple[str, ...], classifier: Tuple[str, ...]) -> Dict[str, Any]:
+    """The pretrained cfg of a wrapper around `name`: its data settings, our layer names, no weights.
+
+    Raises:
+        ValueError: a name that timm does not know.
+    """
+    cfg = get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    if cfg is None:
+        raise ValueError(f"backbone must be a model name that timm knows (timm.list_models()), got {name!r}")
+    values = cfg.to_dict()
+    inherited = {key: values[key] for key in _INHERITED if values.get(key) is not None}
+    return {**inherited, "first_conv": first_conv, "classifier": classifier}
+
+
+def first_conv_name(model: nn.Module) -> str:
+    """Name of the one convolution that reads the image.
+
+    Raises:
+        ValueError: none, several, or one that does not read the image's own channels.
+    """
+    name = model.pretrained_cfg.get("first_conv")
+    conv = model.get_submodule(name) if isinstance(name, str) else None
+    if not isinstance(conv, nn.Conv2d) or conv.in_channels != model.in_chans:
+        raise ValueError(
+            f"MixMo copies the one convolution that reads the image, but {_name(model)} has first_conv={name!r} "
+            f"({conv if conv is not None else 'not a single layer'}); choose another backbone"
+        )
+    return name
+
+
+def is_linear_conv(conv: nn.Module) -> bool:
+    """Whether the layer is linear in its weight (weight-standardised convolutions are not)."""
+    return type(conv) in (nn.Conv2d, Conv2dSame)
+
+
+def take_apart(name: str, members: int, num_classes: int, **kwargs: Any) -> Parts:
+    """Build `name` once per member, keep one core and every copy's first convolution and classifier.
+
+    A whole network per member, because only its own constructor knows how its layers are initialised.
+
+    Raises:
+        ValueError: members < 1, an unknown name, or a backbone without a single first convolution and classifier.
+    """
+    if not isinstance(members, int) or members < 1:
+        raise ValueError(f"members must be an integer >= 1, got {members!r}")
+    core = build_backbone(name, num_classes=num_classes, **kwargs)
+    encoders, heads = [_encoder(core)], _heads(core)
+    for _ in range(members - 1):
+        copy = build_backbone(name, num_classes=num_classes, **kwargs)
+        encoders.append(_encoder(copy))
+        heads += _heads(copy)
+    _remove_first_conv(core)
+    if num_classes > 0:
+        core.reset_classifier(0)
+    return Parts(core, nn.ModuleList(encoders), nn.ModuleList(heads))
+
+
+def _name(model: nn.Module) -> str:
+    return model.pretrained_cfg.get("architecture") or type(model).__name__
+
+
+def _encoder(model: nn.Module) -> nn.Module:
+    return model.get_submodule(first_conv_name(model))
+
+
+def _heads(model: nn.Module) -> List[nn.Module]:
+    if model.num_classes == 0:
+        return []
+    name: Union[str, Tuple[str, ...], None] = model.pretrained_cfg.get("classifier")
+    layer = model.get_submodule(name) if isinstance(name, str) else None
+    if isinstance(layer, nn.Linear):
+        return [layer]
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+        return [_as_linear(layer)]
+    raise ValueError(
+        f"MixMo copies the one linear classifier, but {_name(model)} has classifier={name!r} "
+        f"({type(layer).__name__ if layer is not None else 'not a single layer'}); choose another backbone"
+    )
+
+
+def _as_linear(conv: nn.Conv2d) -> nn.Linear:
+    """A 1x1 convolution on pooled features is a linear layer."""
+    bias = conv.bias is not None
+    weight = conv.weight
+    linear = nn.Linear(conv.in_channels, conv.out_channels, bias=bias, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(weight.flatten(1))
+        if conv.bias is not None:
+            linear.bias.copy_(conv.bias)
+    return linear
+
+
+def _remove_first_conv(core: nn.Module) -> None:
+    name = first_conv_name(core)
+    parent = core.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, PatchEmbed):
+        if parent.dynamic_img_pad:
+            raise ValueError(
+                f"{_name(core)} pads the image inside its patch embedding (dynamic_img_pad), which the members would "
+                "miss; build it without strict_img_size=False"
+            )
+        # what it sees from now on is the grid, one place per patch
+        parent.patch_size = (1, 1)
+        parent.img_size = parent.grid_size
+    core.set_submodule(name, nn.Identity())

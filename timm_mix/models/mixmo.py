@@ -1,0 +1,307 @@
+"""MixMo over any timm backbone (Rame, Sun, Cord, ICCV 2021, arXiv:2103.06132).
+
+M copies of the first convolution encode one image each, a mixing block joins their features with masks, one shared
+core and M linear heads give one prediction per member. Convolution and linear layers are linear, so the ensemble of
+all members on one image equals ONE plain backbone with the encoders summed and the heads averaged: `fold()`.
+"""
+
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from timm_mix.models._backbone import backbone_cfg, build_backbone, first_conv_name, is_linear_conv, take_apart
+from timm_mix.models._members import check_ensemble, member_output, mix_members, prefix_matcher, select_member
+
+__all__ = ["MixMo"]
+
+
+class MixMo(nn.Module):
+    """M encoders -> mixing block -> one shared timm core -> M heads.
+
+    Args:
+        backbone: name of a timm model with one first convolution and one linear classifier.
+        members: M, the number of inputs and of outputs.
+        ensemble: how `forward` joins the members: mean of the `logits`, of the `softmax`, or the `max`.
+        backbone_kwargs: everything else goes to the backbone (drop_rate, drop_path_rate, img_size, act_layer, ...).
+    Shapes:
+        model(x): [B, C, H, W] -> [B, K], the ensemble, in training and evaluation alike.
+        model(x, return_members=True) -> [B, M, K].
+        model(xs, masks=masks, return_members=True): xs [B, M, C, H, W], one image per encoder;
+            masks [B|1, M, 1|C', h, w] with (C', h, w) = model.stem_shape((H, W)), summing to 1 over M.
+    Raises:
+        ValueError: unknown backbone or ensemble, members < 1, input or masks of another shape, masks whose
+            sum over the members is not 1.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        members: int = 2,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        ensemble: str = "logits",
+        **backbone_kwargs: Any,
+    ):
+        super().__init__()
+        self.ensemble = check_ensemble(ensemble)
+        parts = take_apart(backbone, members, num_classes, in_chans=in_chans, **backbone_kwargs)
+        self.backbone = backbone
+        self.backbone_kwargs = {k: v for k, v in backbone_kwargs.items() if k not in ("device", "dtype")}
+        self.num_members = members
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.encoders = parts.encoders
+        self.core = parts.core
+        self.heads = parts.heads
+        self._follow_core()
+
+    def _follow_core(self) -> None:
+        self.num_features: int = self.core.num_features
+        self.head_hidden_size: int = getattr(self.core, "head_hidden_size", self.num_features)
+        self.feature_info: List[Dict[str, Any]] = [
+            {**info, "module": f"core.{info['module']}"} for info in getattr(self.core, "feature_info", [])
+        ]
+        if hasattr(self.core, "output_fmt"):
+            self.output_fmt = self.core.output_fmt
+
+    @torch.jit.ignore
+    def stem_shape(self, size: Tuple[int, int]) -> Tuple[int, int, int]:
+        """(C', h, w), the shape of an encoder's output for images of `size` = (H, W): where masks live."""
+        conv = self.encoders[0]
+        on_meta = {name: p.to("meta") for name, p in conv.named_parameters()}
+        image = torch.empty((1, self.in_chans, *size), device="meta", dtype=conv.weight.dtype)
+        with torch.no_grad():
+            shape = torch.func.functional_call(conv, on_meta, (image,)).shape
+        return int(shape[1]), int(shape[2]), int(shape[3])
+
+    @torch.jit.ignore
+    def fold(self) -> nn.Module:
+        """The same ensemble as ONE plain timm model: encoders summed, heads averaged; nothing of timm_mix in it.
+
+        Raises:
+            ValueError: the ensemble is not the mean of logits, or the encoders are not linear in their weights.
+        """
+        if self.ensemble != "logits":
+            raise ValueError(
+                f"fold() needs ensemble='logits' (a mean of logits is linear in the heads), got {self.ensemble!r}"
+            )
+        if not all(is_linear_conv(conv) for conv in self.encoders):
+            raise ValueError(
+                f"fold() needs encoders that are linear in their weights, got {type(self.encoders[0]).__name__} "
+                f"in {self.backbone}; publish the members instead"
+            )
+        plain = self._plain_backbone()
+        state = self.core.state_dict()
+        conv = first_conv_name(plain)
+        state.update(_joined(self.encoders, conv, lambda tensors: tensors.sum(0)))
+        if self.num_classes > 0:
+            classifier = plain.pretrained_cfg["classifier"]
+            state.update(_joined(self.heads, classifier, lambda tensors: tensors.mean(0)))
+            shape = plain.get_submodule(classifier).weight.shape
+            state[f"{classifier}.weight"] = state[f"{classifier}.weight"].view(shape)
+        plain.load_state_dict(state, strict=True)
+        return plain.train(self.training)
+
+    def _plain_backbone(self) -> nn.Module:
+        weight = self.encoders[0].weight
+        cfg = {key: value for key, value in self.pretrained_cfg.items() if key in ("mean", "std", "input_size")}
+        cfg.update({key: self.pretrained_cfg.get(key) for key in ("interpolation", "crop_pct", "crop_mode")})
+        plain = build_backbone(
+            self.backbone,
+            num_classes=self.num_classes,
+            in_chans=self.in_chans,
+            pretrained_cfg_overlay=cfg,
+            **self.backbone_kwargs,
+        )
+        return plain.to(device=weight.device, dtype=weight.dtype)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        """timm's parameter groups of the core, with the encoders first and the heads last."""
+        inner = prefix_matcher(self.core.group_matcher(coarse=coarse), "core")
+        return {"encoders": r"^encoders", **inner}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set:
+        inner = self.core.no_weight_decay() if hasattr(self.core, "no_weight_decay") else set()
+        return {f"core.{name}" for name in inner}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.core.set_grad_checkpointing(enable)
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.heads
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Give every member a new head (0 removes them); the pooling stays unless another is named."""
+        weight = self.encoders[0].weight
+        self.core.reset_classifier(0, global_pool)
+        self._follow_core()
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.backbone_kwargs = {**self.backbone_kwargs, "global_pool": global_pool}
+        dd = {"device": weight.device, "dtype": weight.dtype}
+        members = self.num_members if num_classes > 0 else 0
+        self.heads = nn.ModuleList(nn.Linear(self.head_hidden_size, num_classes, **dd) for _ in range(members))
+        self.heads.train(self.training)
+
+    def forward_intermediates(
+        self, x: torch.Tensor, masks: Optional[torch.Tensor] = None, **kwargs: Any
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """The core's intermediate features of the mixed input; keyword arguments as in timm."""
+        return self.core.forward_intermediates(self.encode(x, masks), **kwargs)
+
+    def prune_intermediate_layers(self, indices: Union[int, List[int]] = 1, **kwargs: Any) -> List[int]:
+        """Drop what the chosen features do not need; returns their indices."""
+        kept = self.core.prune_intermediate_layers(indices, **kwargs)
+        if kwargs.get("prune_head", True) or self.core.num_features != self.num_features:
+            self.num_classes = 0
+            self.heads = nn.ModuleList()
+        self._follow_core()
+        return kept
+
+    def encode(self, x: torch.Tensor, masks: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Encoders and mixing block: [B, C, H, W] or [B, M, C, H, W] -> [B, C', h, w]."""
+        encoded: List[torch.Tensor] = []
+        for i, encoder in enumerate(self.encoders):
+            encoded.append(encoder(select_member(x, i, self.num_members)))
+        return mix_members(encoded, masks)
+
+    def forward_features(self, x: torch.Tensor, masks: Optional[torch.Tensor] = None) -> torch.Tensor:
+        return self.core.forward_features(self.encode(x, masks))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False, return_members: bool = False) -> torch.Tensor:
+        x = self.core.forward_head(x, pre_logits=True)
+        return x if pre_logits else self._predict(x, return_members)
+
+    def _predict(self, x: torch.Tensor, return_members: bool = False) -> torch.Tensor:
+        if self.num_classes == 0:
+            return x
+        logits: List[torch.Tensor] = []
+        for head in self.heads:
+            logits.append(head(x))
+        return member_output(logits, return_members, self.ensemble)
+
+    def forward(
+        self, x: torch.Tensor, masks: Optional[torch.Tensor] = None, return_members: bool = False
+    ) -> torch.Tensor:
+        return self._predict(self.core(self.encode(x, masks)), return_members)
+
+
+def _joined(layers: nn.ModuleList, name: str, join) -> Dict[str, torch.Tensor]:
+    """Join the copies of a layer parameter by parameter."""
+    names = [n for n, _ in layers[0].named_parameters()]
+    return {f"{name}.{n}": join(torch.stack([layer.get_parameter(n).detach() for layer in layers])) for n in names}
+
+
+def _cfg(backbone: str, members: int) -> Dict[str, Any]:
+    return backbone_cfg(
+        backbone,
+        first_conv=tuple(f"encoders.{i}" for i in range(members)),
+        classifier=tuple(f"heads.{i}" for i in range(members)),
+    )
+
+
+def _create_mixmo(variant: str, pretrained: bool, backbone: str, members: int, **kwargs: Any) -> MixMo:
+    feature_cfg: Dict[str, Any] = {"feature_cls": "getter"}
+    if kwargs.get("features_only"):
+        plain = build_backbone(backbone, features_only=True, device="meta")
+        feature_cfg["out_indices"] = plain.feature_info.out_indices
+    return build_model_with_cfg(
+        MixMo, variant, pretrained, feature_cfg=feature_cfg, backbone=backbone, members=members, **kwargs
+    )
+
+
+_NAMED: Dict[str, Tuple[str, int]] = {
+    f"mixmo_{arch}_m{members}": (arch, members)
+    for arch, counts in {
+        "wrn16_2": (2,),
+        "wrn28_10": (2, 3, 4),
+        "resnet18": (2,),
+        "resnet50": (2, 3, 4),
+        "efficientnet_b0": (2,),
+        "convnext_tiny": (2,),
+    }.items()
+    for members in counts
+}
+default_cfgs = generate_default_cfgs(
+    {"mixmo": _cfg("resnet18", 2), **{name: _cfg(*variant) for name, variant in _NAMED.items()}}
+)
+
+
+def _create_named(variant: str, pretrained: bool, **kwargs: Any) -> MixMo:
+    backbone, members = _NAMED[variant]
+    return _create_mixmo(variant, pretrained, **{"backbone": backbone, "members": members, **kwargs})
+
+
+@register_model
+def mixmo(pretrained: bool = False, backbone: str = "resnet18", members: int = 2, **kwargs: Any) -> MixMo:
+    """MixMo over any timm backbone: timm.create_model('mixmo', backbone='convnext_tiny', members=3)."""
+    if not isinstance(members, int) or members < 1:
+        raise ValueError(f"members must be an integer >= 1, got {members!r}")
+    kwargs["pretrained_cfg"] = kwargs.get("pretrained_cfg") or {**_cfg(backbone, members), "architecture": "mixmo"}
+    return _create_mixmo("mixmo", pretrained, backbone, members, **kwargs)
+
+
+@register_model
+def mixmo_wrn16_2_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with two members over WRN-16-2."""
+    return _create_named("mixmo_wrn16_2_m2", pretrained, **kwargs)
+
+
+@register_model
+def mixmo_wrn28_10_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with two members over WRN-28-10."""
+    return _create_named("mixmo_wrn28_10_m2", pretrained, **kwargs)
+
+
+@register_model
+def mixmo_wrn28_10_m3(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with three members over WRN-28-10."""
+    return _create_named("mixmo_wrn28_10_m3", pretrained, **kwargs)
+
+
+@register_model
+def mixmo_wrn28_10_m4(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with four members over WRN-28-10."""
+    return _create_named("mixmo_wrn28_10_m4", pretrained, **kwargs)
+
+
+@register_model
+def mixmo_resnet18_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with two members over ResNet-18."""
+    return _create_named("mixmo_resnet18_m2", pretrained, **kwargs)
+
+
+@register_model
+def mixmo_resnet50_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with two members over ResNet-50."""
+    return _create_named("mixmo_resnet50_m2", pretrained, **kwargs)
+
+
+@register_model
+def mixmo_resnet50_m3(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with three members over ResNet-50."""
+    return _create_named("mixmo_resnet50_m3", pretrained, **kwargs)
+
+
+@register_model
+def mixmo_resnet50_m4(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with four members over ResNet-50."""
+    return _create_named("mixmo_resnet50_m4", pretrained, **kwargs)
+
+
+@register_model
+def mixmo_efficientnet_b0_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with two members over EfficientNet-B0."""
+    return _create_named("mixmo_efficientnet_b0_m2", pretrained, **kwargs)
+
+
+@register_model
+def mixmo_convnext_tiny_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
+    """MixMo with two members over ConvNeXt-T."""
+    return _create_named("mixmo_convnext_tiny_m2", pretrained, **kwargs)

@@ -1,0 +1,364 @@
+"""SplitNet: one wide network divided into S narrow ones (Zhao et al., arXiv:2011.14660).
+
+The parts are independent timm models; their predictions are joined to one. Trained together (the co-training task)
+each part sees its own view of an image.
+"""
+
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from torch import nn
+
+from timm_mix.models._backbone import backbone_cfg, build_backbone
+from timm_mix.models._members import check_ensemble, member_output, prefix_matcher, select_member
+from timm_mix.models.divide import divide as divided_kwargs
+
+__all__ = ["SplitNet"]
+
+
+class SplitNet(nn.Module):
+    """S parts of one timm network, side by side.
+
+    Args:
+        backbone: name of a timm model that `timm_mix.divide` knows (any, with divide=False).
+        split: S, the number of parts.
+        ensemble: mean of the `logits`, of the `softmax`, or the `max`.
+        divide: False makes S whole networks, a deep ensemble.
+        backbone_kwargs: everything else goes to each part (drop_rate, drop_path_rate, global_pool, ...).
+    Shapes:
+        model(x): [B, C, H, W] -> [B, K], the ensemble, in training and evaluation alike.
+        model(x, return_members=True) -> [B, S, K].
+        model(views, return_members=True): views [B, S, C, H, W], one view per part.
+        forward_features: the parts' features side by side on the channel axis.
+    Raises:
+        ValueError: unknown backbone or ensemble, an S that the family cannot take, input of another shape.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        split: int = 2,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        ensemble: str = "logits",
+        divide: bool = True,
+        **backbone_kwargs: Any,
+    ):
+        super().__init__()
+        self.ensemble = check_ensemble(ensemble)
+        part = {**_part_kwargs(backbone, split, divide), **backbone_kwargs}
+        self.subnets = nn.ModuleList(
+            build_backbone(backbone, num_classes=num_classes, in_chans=in_chans, **part) for _ in range(split)
+        )
+        self.backbone = backbone
+        self.num_members = split
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.feature_dim = _feature_dim(self.subnets[0])
+        self._follow_parts()
+
+    def _follow_parts(self) -> None:
+        first = self.subnets[0]
+        self.num_classes = first.num_classes
+        self.num_features: int = self.num_members * first.num_features
+        self.head_hidden_size: int = self.num_members * getattr(first, "head_hidden_size", first.num_features)
+        self.feature_info: List[Dict[str, Any]] = [
+            {**info, "num_chs": self.num_members * info["num_chs"], "module": f"subnets.0.{info['module']}"}
+            for info in getattr(first, "feature_info", [])
+        ]
+        if hasattr(first, "output_fmt"):
+            self.output_fmt = first.output_fmt
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        """timm's parameter groups, alike for all parts."""
+        return prefix_matcher(self.subnets[0].group_matcher(coarse=coarse), r"subnets\.\d+")
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set:
+        return {
+            f"subnets.{i}.{name}"
+            for i, subnet in enumerate(self.subnets)
+            if hasattr(subnet, "no_weight_decay")
+            for name in subnet.no_weight_decay()
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for subnet in self.subnets:
+            subnet.set_grad_checkpointing(enable)
+
+    @torch.jit.ignore
+    def get_classifier(self) -> Tuple[nn.Module, ...]:
+        return tuple(subnet.get_classifier() for subnet in self.subnets)
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Give every part a new classifier (0 removes them); the pooling stays unless another is named."""
+        for subnet in self.subnets:
+            subnet.reset_classifier(num_classes, global_pool)
+        self._follow_parts()
+
+    def forward_intermediates(
+        self, x: torch.Tensor, **kwargs: Any
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """The parts' intermediate features, side by side on the channel axis; keyword arguments as in timm."""
+        parts = [
+            subnet.forward_intermediates(select_member(x, i, self.num_members), **kwargs)
+            for i, subnet in enumerate(self.subnets)
+        ]
+        if kwargs.get("intermediates_only"):
+            return [torch.cat(levels, dim=1) for levels in zip(*parts, strict=True)]
+        final = torch.cat([features for features, _ in parts], dim=self.feature_dim)
+        return final, [torch.cat(levels, dim=1) for levels in zip(*(levels for _, levels in parts), strict=True)]
+
+    def prune_intermediate_layers(self, indices: Union[int, List[int]] = 1, **kwargs: Any) -> List[int]:
+        """Drop what the chosen features do not need; returns their indices."""
+        kept = [subnet.prune_intermediate_layers(indices, **kwargs) for subnet in self.subnets]
+        self._follow_parts()
+        return kept[0]
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        features: List[torch.Tensor] = []
+        for i, subnet in enumerate(self.subnets):
+            features.append(subnet.forward_features(select_member(x, i, self.num_members)))
+        return torch.cat(features, dim=self.feature_dim)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False, return_members: bool = False) -> torch.Tensor:
+        parts = x.chunk(self.num_members, dim=self.feature_dim)
+        outputs: List[torch.Tensor] = []
+        for i, subnet in enumerate(self.subnets):
+            outputs.append(subnet.forward_head(parts[i], pre_logits=pre_logits))
+        if pre_logits or self.num_classes == 0:
+            return torch.cat(outputs, dim=1)
+        return member_output(outputs, return_members, self.ensemble)
+
+    def forward(self, x: torch.Tensor, return_members: bool = False) -> torch.Tensor:
+        outputs: List[torch.Tensor] = []
+        for i, subnet in enumerate(self.subnets):
+            outputs.append(subnet(select_member(x, i, self.num_members)))
+        if self.num_classes == 0:
+            return torch.cat(outputs, dim=1)
+        return member_output(outputs, return_members, self.ensemble)
+
+
+def _part_kwargs(backbone: str, split: int, divide: bool) -> Dict[str, Any]:
+    if not isinstance(split, int) or split < 1:
+        raise ValueError(f"split must be an integer >= 1, got {split!r}")
+    return divided_kwargs(backbone, split) if divide else {}
+
+
+def _feature_dim(subnet: nn.Module) -> int:
+    """Channel axis of forward_features: 1 for NCHW maps, -1 for NHWC maps and tokens."""
+    output_fmt = getattr(subnet, "output_fmt", "NCHW")
+    return 1 if output_fmt == "NCHW" and not hasattr(subnet, "patch_embed") else -1
+
+
+def _cfg(backbone: str, split: int) -> Dict[str, Any]:
+    plain = get_pretrained_cfg(backbone)
+    names = {"first_conv": plain.first_conv if plain else None, "classifier": plain.classifier if plain else None}
+    return backbone_cfg(backbone, **{key: _of_parts(value, split) for key, value in names.items()})
+
+
+def _of_parts(name: Any, split: int) -> Tuple[str, ...]:
+    layers = (name,) if isinstance(name, str) else tuple(name or ())
+    return tuple(f"subnets.{i}.{layer}" for i in range(split) for layer in layers)
+
+
+def _create_splitnet(variant: str, pretrained: bool, backbone: str, split: int, **kwargs: Any) -> SplitNet:
+    feature_cfg: Dict[str, Any] = {"feature_cls": "getter"}
+    if kwargs.get("features_only"):
+        plain = build_backbone(backbone, features_only=True, device="meta")
+        feature_cfg["out_indices"] = plain.feature_info.out_indices
+    return build_model_with_cfg(
+        SplitNet, variant, pretrained, feature_cfg=feature_cfg, backbone=backbone, split=split, **kwargs
+    )
+
+
+_NAMED: Dict[str, Tuple[str, int]] = {
+    f"splitnet_{arch}_s{split}": (arch, split)
+    for arch in (
+        *("resnet18", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2"),
+        *("resnext50_32x4d", "resnext101_64x4d", "seresnet50", "wrn28_10"),
+    )
+    for split in (2, 4, 8)
+}
+default_cfgs = generate_default_cfgs(
+    {"splitnet": _cfg("resnet50", 2), **{name: _cfg(*variant) for name, variant in _NAMED.items()}}
+)
+
+
+def _create_named(variant: str, pretrained: bool, **kwargs: Any) -> SplitNet:
+    backbone, split = _NAMED[variant]
+    return _create_splitnet(variant, pretrained, **{"backbone": backbone, "split": split, **kwargs})
+
+
+@register_model
+def splitnet(pretrained: bool = False, backbone: str = "resnet50", split: int = 2, **kwargs: Any) -> SplitNet:
+    """SplitNet of any divisible timm backbone: timm.create_model('splitnet', backbone='resnet50', split=4)."""
+    if not isinstance(split, int) or split < 1:
+        raise ValueError(f"split must be an integer >= 1, got {split!r}")
+    kwargs["pretrained_cfg"] = kwargs.get("pretrained_cfg") or {**_cfg(backbone, split), "architecture": "splitnet"}
+    return _create_splitnet("splitnet", pretrained, backbone, split, **kwargs)
+
+
+@register_model
+def splitnet_resnet18_s2(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNet-18 divided into two parts."""
+    return _create_named("splitnet_resnet18_s2", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnet18_s4(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNet-18 divided into four parts."""
+    return _create_named("splitnet_resnet18_s4", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnet18_s8(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNet-18 divided into eight parts."""
+    return _create_named("splitnet_resnet18_s8", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnet50_s2(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNet-50 divided into two parts."""
+    return _create_named("splitnet_resnet50_s2", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnet50_s4(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNet-50 divided into four parts."""
+    return _create_named("splitnet_resnet50_s4", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnet50_s8(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNet-50 divided into eight parts."""
+    return _create_named("splitnet_resnet50_s8", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnet101_s2(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNet-101 divided into two parts."""
+    return _create_named("splitnet_resnet101_s2", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnet101_s4(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNet-101 divided into four parts."""
+    return _create_named("splitnet_resnet101_s4", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnet101_s8(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNet-101 divided into eight parts."""
+    return _create_named("splitnet_resnet101_s8", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_wide_resnet50_2_s2(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """WRN-50-2 divided into two parts."""
+    return _create_named("splitnet_wide_resnet50_2_s2", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_wide_resnet50_2_s4(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """WRN-50-2 divided into four parts."""
+    return _create_named("splitnet_wide_resnet50_2_s4", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_wide_resnet50_2_s8(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """WRN-50-2 divided into eight parts."""
+    return _create_named("splitnet_wide_resnet50_2_s8", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_wide_resnet101_2_s2(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """WRN-101-2 divided into two parts."""
+    return _create_named("splitnet_wide_resnet101_2_s2", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_wide_resnet101_2_s4(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """WRN-101-2 divided into four parts."""
+    return _create_named("splitnet_wide_resnet101_2_s4", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_wide_resnet101_2_s8(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """WRN-101-2 divided into eight parts."""
+    return _create_named("splitnet_wide_resnet101_2_s8", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnext50_32x4d_s2(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNeXt-50 32x4d divided into two parts."""
+    return _create_named("splitnet_resnext50_32x4d_s2", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnext50_32x4d_s4(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNeXt-50 32x4d divided into four parts."""
+    return _create_named("splitnet_resnext50_32x4d_s4", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnext50_32x4d_s8(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNeXt-50 32x4d divided into eight parts."""
+    return _create_named("splitnet_resnext50_32x4d_s8", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnext101_64x4d_s2(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNeXt-101 64x4d divided into two parts."""
+    return _create_named("splitnet_resnext101_64x4d_s2", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnext101_64x4d_s4(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNeXt-101 64x4d divided into four parts."""
+    return _create_named("splitnet_resnext101_64x4d_s4", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_resnext101_64x4d_s8(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """ResNeXt-101 64x4d divided into eight parts."""
+    return _create_named("splitnet_resnext101_64x4d_s8", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_seresnet50_s2(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """SE-ResNet-50 divided into two parts."""
+    return _create_named("splitnet_seresnet50_s2", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_seresnet50_s4(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """SE-ResNet-50 divided into four parts."""
+    return _create_named("splitnet_seresnet50_s4", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_seresnet50_s8(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """SE-ResNet-50 divided into eight parts."""
+    return _create_named("splitnet_seresnet50_s8", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_wrn28_10_s2(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """pre-activation WRN-28-10 divided into two parts."""
+    return _create_named("splitnet_wrn28_10_s2", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_wrn28_10_s4(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """pre-activation WRN-28-10 divided into four parts."""
+    return _create_named("splitnet_wrn28_10_s4", pretrained, **kwargs)
+
+
+@register_model
+def splitnet_wrn28_10_s8(pretrained: bool = False, **kwargs: Any) -> SplitNet:
+    """pre-activation WRN-28-10 divided into eight parts."""
+    return _create_named("splitnet_wrn28_10_s8", pretrained, **kwargs)

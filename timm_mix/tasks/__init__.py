@@ -1,0 +1,48 @@
+"""timm training tasks: create_task(name, model, criterion, ...)."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from timm_mix.tasks._base import MemberTask
+from timm_mix.tasks.cotraining import CoTrainingTask
+from timm_mix.tasks.mixmo import MixMoTask
+
+__all__ = ["TASKS", "CoTrainingTask", "MemberTask", "MixMoTask", "create_task"]
+
+TASKS: dict[str, type[MemberTask]] = {"mixmo": MixMoTask, "cotraining": CoTrainingTask}
+
+
+def create_task(
+    name: str,
+    model: nn.Module,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+    *,
+    num_classes: int,
+    seed: int = 0,
+    total_steps: int | None = None,
+    **settings: Any,
+) -> MemberTask:
+    """Create a training task by name.
+
+    Args:
+        name: `mixmo` or `cotraining`.
+        criterion: (logits [B, K], target) -> mean loss over the batch; None is cross-entropy.
+        settings: those of the task (see MixMoTask, CoTrainingTask) and of MemberTask.
+    Raises:
+        ValueError: an unknown name or setting, or whatever the task itself raises.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+    known = _settings(TASKS[name])
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"task {name} has no setting {setting!r}; it has {', '.join(sorted(known))}")
+    return TASKS[name](model, criterion, num_classes=num_classes, seed=seed, total_steps=total_steps, **settings)
+
+
+def _settings(task: type[MemberTask]) -> set[str]:
+    parameters = {**inspect.signature(MemberTask).parameters, **inspect.signature(task).parameters}
+    return {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}

@@ -1,0 +1,152 @@
+"""What the training tasks of this package share: the model in its seat, the clock, the generator, their state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from timm.loss import BinaryCrossEntropy
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+__all__ = ["MemberTask", "per_sample_loss"]
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+class MemberTask(TrainingTask):
+    """A timm training task over a model with members.
+
+    The clock counts calls, one per batch. `total_steps` and `steps_per_epoch` count the same; with an epoch's length
+    the schedules are constant within an epoch, as the published runs have them.
+
+    Args:
+        model: has `num_members` and `num_classes` and takes `return_members=True`.
+        criterion: (logits [B, K], target) -> mean loss over the batch; None is nn.CrossEntropyLoss().
+        num_classes: must be the model's.
+        seed: with the rank it seeds the generator of all draws.
+        total_steps: length of the training; None leaves schedules at their start.
+        steps_per_epoch: length of an epoch.
+        rank: of this process; None asks torch.distributed.
+    Raises:
+        ValueError: a model without members, another number of classes, total_steps or steps_per_epoch < 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion | None = None,
+        *,
+        num_classes: int,
+        seed: int = 0,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        rank: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ):
+        parameter = next(model.parameters())
+        super().__init__(device=device or parameter.device, dtype=dtype or parameter.dtype, verbose=verbose)
+        self._check_model(unwrap_model(model), num_classes)
+        for name, value in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1 (or None), got {value}")
+        self.trainable_module = model
+        self.criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+        self.num_classes = num_classes
+        self.seed = seed
+        self.rank = _rank() if rank is None else rank
+        self.total_steps = total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
+        self.rng = np.random.default_rng([seed, self.rank])
+
+    def _check_model(self, model: nn.Module, num_classes: int) -> None:
+        if not hasattr(model, "num_members"):
+            raise ValueError(
+                f"{type(self).__name__} needs a model with members (mixmo_*, splitnet_*), got {type(model).__name__}"
+            )
+        if model.num_classes != num_classes:
+            raise ValueError(f"num_classes={num_classes}, but the model predicts {model.num_classes} classes")
+
+    @property
+    def epoch(self) -> int:
+        """The running epoch, from 0; the running step where no epoch length is known."""
+        return self.step // (self.steps_per_epoch or 1)
+
+    @property
+    def progress(self) -> float:
+        """Epochs begun over all epochs, in (0, 1]; 0 where the length of the training is not known."""
+        if self.total_steps is None:
+            return 0.0
+        return min(1.0, (self.epoch + 1) * (self.steps_per_epoch or 1) / self.total_steps)
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "MemberTask":
+        """Wrap the model in DistributedDataParallel."""
+        self.trainable_module = nn.parallel.DistributedDataParallel(
+            self.trainable_module, device_ids=device_ids, **ddp_kwargs
+        )
+        return self
+
+    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+        """Compile the model; before prepare_distributed."""
+        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
+        self.eval_model = self.trainable_module
+        return self.trainable_module
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The clock and the generator; loadable with weights_only=True."""
+        if ema:
+            return {}
+        return {"step": self.step, "seed": self.seed, "rank": self.rank, "rng": self.rng.bit_generator.state}
+
+    def load_task_state(
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Continue where `state` was taken.
+
+        timm's script saves rank 0's state alone: another rank that loads it starts a fresh generator, keyed by
+        (seed, rank, step), rather than draw what rank 0 draws.
+        """
+        if not state or ema:
+            return
+        self.step = state["step"]
+        self.rng = np.random.default_rng([self.seed, self.rank, self.step])
+        if state["rank"] == self.rank:
+            self.rng.bit_generator.state = state["rng"]
+
+    def _check_target(self, input: Tensor, target: Tensor) -> None:
+        soft = target.ndim == 2 and target.shape[1] == self.num_classes
+        if target.shape[:1] != input.shape[:1] or not (target.ndim == 1 or soft):
+            raise ValueError(
+                f"target must be [{input.shape[0]}] class indices or [{input.shape[0]}, {self.num_classes}] soft "
+                f"labels, got {list(target.shape)}"
+            )
+
+
+def per_sample_loss(criterion: Criterion, logits: Tensor, target: Tensor) -> Tensor:
+    """The criterion of every member and sample on its own, for any criterion that averages over the batch.
+
+    Shapes: logits [B, N, K].   target [B, N] or [B, N, K].   returns [B, N].
+    """
+    z, y = logits.float().flatten(0, 1), target.flatten(0, 1)
+    if isinstance(criterion, BinaryCrossEntropy) and y.ndim == 1:
+        y = _smooth_one_hot(y, z.shape[1], criterion.smoothing)  # its own scatter cannot be vectorised
+    losses = torch.func.vmap(lambda one, label: criterion(one[None], label[None]))(z, y)
+    return losses.unflatten(0, logits.shape[:2])
+
+
+def _smooth_one_hot(y: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    one_hot = nn.functional.one_hot(y, num_classes).float()
+    return one_hot * (1 - smoothing) + smoothing / num_classes
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -1,0 +1,94 @@
+"""MixMo training (Rame, Sun, Cord, ICCV 2021, arXiv:2103.06132), as a timm training task."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_mix.functional.mixmo import MixMoPlan, binary_probability, member_masks, member_weights, plan_mixmo
+from timm_mix.models._members import reduce_members
+from timm_mix.tasks._base import MemberTask, per_sample_loss
+
+__all__ = ["MixMoTask"]
+
+
+class MixMoTask(MemberTask):
+    """Each member predicts its own image of a mixed input (paper, sec. 3).
+
+    One step draws M shuffles of the batch, a mixing block, ratios per sample and the members' roles, then sums the
+    members' losses with the weights w_r of their ratios.
+
+    Args:
+        block: the binary mixing block, `cut`, or `linear` for Linear-MixMo.
+        prob: probability of the binary block per batch; fades to 0 over the last twelfth of training.
+        alpha: ratios ~ Dirichlet(alpha, ..., alpha).
+        r: weight exponent; 1 weights by the ratio, math.inf weights alike; the paper's plateau is 3 to 6.
+        repetition: rho, the share of the batch in which all members see the same image.
+        mimo: MIMO (Havasi et al., ICLR 2021): linear block, equal ratios, equal weights.
+        kwargs: see MemberTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
+    Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
+        loss: scalar.   output: [B, K], the ensemble.   ce: the members' unweighted mean loss, detached.
+    Raises:
+        ValueError: a setting outside its range, a model that is no MixMo, a target of another shape.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        block: str = "cut",
+        prob: float = 0.5,
+        alpha: float = 2.0,
+        r: float = 3.0,
+        repetition: float = 0.0,
+        mimo: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(model, criterion, **kwargs)
+        self.settings: dict[str, Any] = {
+            "block": "linear" if mimo else block,
+            "alpha": alpha,
+            "repetition": repetition,
+            "equal": mimo,
+        }
+        self.prob = prob
+        self.r = 1.0 if mimo else r
+        self._stem_sizes: dict[tuple[int, int], tuple[int, int]] = {}
+        # a wrong setting is an error now, not in the first step
+        plan_mixmo(1, 2, (1, 1), rng=np.random.default_rng(0), prob=prob, **self.settings)
+        member_weights(torch.ones(1, 1), self.r)
+
+    def _check_model(self, model: nn.Module, num_classes: int) -> None:
+        super()._check_model(model, num_classes)
+        if not hasattr(model, "stem_shape"):
+            raise ValueError(f"MixMoTask needs a mixmo_* model, got {type(model).__name__}")
+
+    def draw(self, input: Tensor) -> MixMoPlan:
+        """All chance of one step, for a batch like `input`."""
+        model = unwrap_model(self.trainable_module)
+        size = (input.shape[-2], input.shape[-1])
+        if size not in self._stem_sizes:
+            self._stem_sizes[size] = model.stem_shape(size)[1:]
+        prob = binary_probability(self.progress, self.prob)
+        return plan_mixmo(
+            input.shape[0], model.num_members, self._stem_sizes[size], rng=self.rng, prob=prob, **self.settings
+        )
+
+    def forward(self, input: Tensor, target: Tensor, plan: MixMoPlan | None = None) -> dict[str, Tensor]:
+        """One step; `plan` fixes its chance (drawn when it is None)."""
+        self._check_target(input, target)
+        plan = self.draw(input) if plan is None else plan
+        images = torch.from_numpy(plan.images).to(input.device, non_blocking=True)
+        members = input[images.T].transpose(0, 1)  # [B, M, C, H, W], every member contiguous in memory
+        masks = member_masks(plan, input.device)
+        logits = self.trainable_module(members, masks=masks, return_members=True)
+        losses = per_sample_loss(self.criterion, logits, target[images])
+        ratios = torch.from_numpy(plan.ratios).to(input.device, losses.dtype, non_blocking=True)
+        loss = (member_weights(ratios, self.r) * losses).sum(1).mean()
+        self.step += 1
+        ensemble = unwrap_model(self.trainable_module).ensemble
+        return {"loss": loss, "output": reduce_members(logits, ensemble), "ce": losses.detach().mean()}

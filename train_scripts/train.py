@@ -1,0 +1,104 @@
+"""Train an image classifier with mixed inputs, divided networks, or plainly, on one process or many.
+
+    python train_scripts/train.py --config train_scripts/recipes/digits/mixmo_wrn16_2_m2.yaml
+    accelerate launch --num_processes 2 train_scripts/train.py --config RECIPE --batch-size 32
+
+Flags carry timm's names and override the recipe. The run's folder (--output / --experiment) gets results.json,
+checkpoints/last.pt and best.pt, and model/, a folder that timm.create_model('local-dir:...', pretrained=True) loads.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import unwrap_model
+from torch import nn
+
+from timm_mix.hub import save_pretrained
+from trainkit.build import (
+    build_data,
+    build_loaders,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    build_task,
+    data_config_of,
+)
+from trainkit.checkpoint import read_checkpoint
+from trainkit.config import Config, parse_config
+from trainkit.engine import Trainer
+from trainkit.errors import UsageError, run_script, user_errors
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run what the command line says; returns the content of results.json (on the main process)."""
+    config = parse_config(argv)
+    accelerator = _accelerator(config)
+    try:
+        return train(config, accelerator)
+    finally:
+        accelerator.end_training()
+
+
+def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
+    """Build the parts of a run, train, save the model."""
+    torch.manual_seed(config.seed)
+    data = build_data(config)
+    model = build_model(config, data.num_classes)
+    data_config = data_config_of(config, model)
+    model.to(accelerator.device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    views = config.views or _members(model, config)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    train_loader, eval_loader = build_loaders(config, data, data_config, views, rank, world_size)
+    task = build_task(config, model, data.num_classes, len(train_loader))
+    optimizer = build_optimizer(config, model)
+    updates = -(-len(train_loader) // config.grad_accum_steps)
+    schedule, epochs = build_schedule(config, optimizer, updates)
+    about = {
+        "model": {"name": config.model, "parameters": sum(p.numel() for p in model.parameters())},
+        "data": {
+            "train_images": len(data.train),  # type: ignore[arg-type]
+            "validation_images": len(data.validation),  # type: ignore[arg-type]
+            "classes": data.num_classes,
+        },
+        "steps_per_epoch": len(train_loader),
+        "global_batch_size": config.batch_size * world_size * config.grad_accum_steps,
+    }
+    trainer = Trainer(config, accelerator, task, optimizer, schedule, epochs, train_loader, eval_loader, about)
+    results = trainer.run()
+    if accelerator.is_main_process:
+        save_pretrained(
+            _published_model(config, trainer), config.folder / "model", label_names=data.names, data_config=data_config
+        )
+    accelerator.wait_for_everyone()
+    return results
+
+
+def _members(model: Any, config: Config) -> int | None:
+    """Co-training shows every part its own view."""
+    return getattr(model, "num_members", None) if config.task == "cotraining" else None
+
+
+def _accelerator(config: Config) -> Accelerator:
+    precision = {"bfloat16": "bf16", "float16": "fp16"}[config.amp_dtype] if config.amp else "no"
+    if precision == "fp16" and (config.cpu or not torch.cuda.is_available()):
+        raise UsageError("--amp-dtype float16 needs a GPU; take bfloat16 on the CPU")
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    with user_errors("start accelerate"):
+        return Accelerator(mixed_precision=precision, cpu=config.cpu)
+
+
+def _published_model(config: Config, trainer: Trainer) -> nn.Module:
+    """The model with the weights to publish: last or best epoch, averaged ones where there are."""
+    key = "state_dict_ema" if config.model_ema else "state_dict"
+    model = unwrap_model(trainer.task.get_trainable_module())
+    model.load_state_dict(read_checkpoint(config.folder / "checkpoints" / f"{config.export}.pt")[key])
+    return model
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,137 @@
+"""From settings to the parts of a run: data, model, task, optimizer, schedule."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.loss import create_classification_loss
+from timm.optim import create_optimizer_v2
+from timm.optim._optim_factory import optimizer_kwargs
+from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
+from timm.task import ClassificationTask, TrainingTask
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import timm_mix
+from trainkit.config import Config
+from trainkit.data import check_splits, class_names, create_eval_loader, create_train_loader, open_dataset
+from trainkit.errors import UsageError, user_errors
+from trainkit.transforms import MultiView, create_transform
+
+__all__ = ["Data", "build_data", "build_model", "build_optimizer", "build_schedule", "build_task", "data_config_of"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits and what they say of themselves."""
+
+    train: Dataset
+    validation: Dataset
+    names: list[str] | None
+    num_classes: int
+
+
+def build_data(config: Config) -> Data:
+    """Open both splits; the number of classes is the recipe's, else the data's."""
+    shared: dict[str, Any] = {
+        "class_map": config.class_map,
+        "download": config.dataset_download,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "input_img_mode": "L" if config.in_chans == 1 else "RGB",
+    }
+    train = open_dataset(config.dataset, config.data_dir, config.train_split, is_training=True, **shared)
+    validation = open_dataset(config.dataset, config.data_dir, config.val_split, **shared)
+    check_splits(train, validation)
+    names = class_names(train)
+    num_classes = config.num_classes or (len(names) if names else None)
+    if num_classes is None:
+        raise UsageError(f"dataset {config.dataset!r} does not say how many classes it has; give --num-classes")
+    if names and len(names) > num_classes:
+        raise UsageError(f"the data have {len(names)} classes, got --num-classes {num_classes}; raise it or drop it")
+    return Data(train, validation, names if names and len(names) == num_classes else None, num_classes)
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    """timm.create_model with the settings of the recipe; an error is one line."""
+    kwargs: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_chans": config.in_chans,
+        "drop_rate": config.drop,
+        "drop_path_rate": config.drop_path,
+        **config.model_kwargs,
+    }
+    with user_errors(f"create model {config.model!r}"):
+        model = timm.create_model(
+            config.model, pretrained=config.pretrained, checkpoint_path=config.initial_checkpoint, **kwargs
+        )
+        if config.grad_checkpointing:
+            model.set_grad_checkpointing(enable=True)
+    return model
+
+
+def data_config_of(config: Config, model: nn.Module) -> dict[str, Any]:
+    """timm's data config of the model, with the recipe's settings on top."""
+    wanted = ("in_chans", "img_size", "mean", "std", "interpolation", "crop_pct")
+    args = {name: getattr(config, name) for name in wanted if getattr(config, name) is not None}
+    with user_errors("resolve the data settings"):
+        return resolve_data_config(args, model=model)
+
+
+def build_loaders(
+    config: Config, data: Data, data_config: dict[str, Any], views: int | None, rank: int, world_size: int
+) -> tuple[DataLoader, DataLoader]:
+    """Training and validation loaders of one process."""
+    options = {
+        **{"padding": config.padding, "hflip": config.hflip, "vflip": config.vflip, "aa": config.aa},
+        **{"scale": config.scale, "ratio": config.ratio, "color_jitter": config.color_jitter},
+        **{"re_prob": config.reprob, "re_mode": config.remode, "re_count": config.recount},
+        **{"re_scale": config.rescale, "re_ratio": config.reratio},
+    }
+    transform = create_transform(config.aug, data_config, training=True, **options)
+    data.train.transform = MultiView(transform, views) if views else transform  # type: ignore[attr-defined]
+    data.validation.transform = create_transform(config.aug, data_config, training=False)  # type: ignore[attr-defined]
+    shared: dict[str, Any] = {
+        "rank": rank,
+        "world_size": world_size,
+        "workers": config.workers,
+        "pin_memory": config.pin_mem,
+    }
+    train = create_train_loader(
+        data.train, batch_size=config.batch_size, repeats=config.batch_repeats, seed=config.seed, **shared
+    )
+    batch_size = config.validation_batch_size or config.batch_size
+    return train, create_eval_loader(data.validation, batch_size=batch_size, **shared)
+
+
+def build_task(config: Config, model: nn.Module, num_classes: int, steps_per_epoch: int) -> TrainingTask:
+    """The training task of the recipe, on the model's device."""
+    with user_errors(f"create task {config.task!r}"):
+        criterion = create_classification_loss(smoothing=config.smoothing)
+        if config.task == "classification":
+            if config.mix:
+                raise UsageError(f"task classification has no settings, got mix: {', '.join(config.mix)}; drop them")
+            return ClassificationTask(model, criterion, device=next(model.parameters()).device, verbose=False)
+        return timm_mix.create_task(
+            config.task,
+            model,
+            criterion,
+            num_classes=num_classes,
+            seed=config.seed,
+            total_steps=config.epochs * steps_per_epoch,
+            **{"steps_per_epoch": steps_per_epoch, "verbose": False, **config.mix},
+        )
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    with user_errors(f"create optimizer {config.opt!r}"):
+        return create_optimizer_v2(model, **optimizer_kwargs(config))
+
+
+def build_schedule(config: Config, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Any, int]:
+    """timm's scheduler and the number of epochs with its cool-down; the recipe's epochs where there is none."""
+    with user_errors(f"create schedule {config.sched!r}"):
+        settings = scheduler_kwargs(config)
+        return create_scheduler_v2(optimizer, updates_per_epoch=updates_per_epoch, **settings)

@@ -1,0 +1,247 @@
+"""Settings of a training run: a recipe (yaml), then flags; both checked against one declaration.
+
+The names are those of timm's train script where it has them, with `_` in a recipe and `-` in a flag.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from trainkit.errors import UsageError
+
+__all__ = ["Config", "load_recipe", "parse_config"]
+
+Floats = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. `None` leaves a setting to timm or to the model."""
+
+    # data
+    dataset: str = field(
+        default="", metadata={"help": "digits, or timm's: '' (folder or tar), torch/..., hfds/..., wds/..."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "root of the data set"})
+    train_split: str = "train"
+    val_split: str = "validation"
+    dataset_download: bool = False
+    class_map: str | None = None
+    workers: int = 2
+    pin_mem: bool = False
+    # model
+    model: str = "mixmo_wrn16_2_m2"
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    initial_checkpoint: str | None = None
+    num_classes: int | None = field(default=None, metadata={"help": "default: what the data set says"})
+    in_chans: int | None = None
+    img_size: int | None = None
+    drop: float | None = None
+    drop_path: float | None = None
+    grad_checkpointing: bool = False
+    channels_last: bool = False
+    torchcompile: bool = False
+    # task
+    task: str = field(default="classification", metadata={"help": "classification, mixmo or cotraining"})
+    mix: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of the task, key=value"})
+    smoothing: float = 0.0
+    # augmentation
+    aug: str = field(default="imagenet", metadata={"help": "small (pad, crop, flip), imagenet (timm's) or none"})
+    padding: int | None = None
+    mean: Floats | None = None
+    std: Floats | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    scale: Floats | None = None
+    ratio: Floats | None = None
+    hflip: float | None = None
+    vflip: float | None = None
+    color_jitter: float | None = None
+    aa: str | None = field(default=None, metadata={"help": "AutoAugment: timm's string, or cifar10 with aug=small"})
+    reprob: float | None = None
+    remode: str | None = None
+    recount: int | None = None
+    rescale: Floats | None = field(default=None, metadata={"help": "area range of random erasing (aug=small)"})
+    reratio: Floats | None = field(default=None, metadata={"help": "aspect range of random erasing (aug=small)"})
+    views: int | None = field(default=None, metadata={"help": "views per image; default: one per part for cotraining"})
+    # batches
+    batch_size: int = field(default=64, metadata={"help": "per process"})
+    validation_batch_size: int | None = None
+    batch_repeats: int = field(default=1, metadata={"help": "copies of an image per batch, each augmented on its own"})
+    grad_accum_steps: int = 1
+    # optimisation
+    epochs: int = 100
+    opt: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    opt_eps: float | None = None
+    opt_betas: Floats | None = None
+    layer_decay: float | None = None
+    clip_grad: float | None = None
+    clip_mode: str = "norm"
+    sched: str = "cosine"
+    sched_on_updates: bool = False
+    warmup_epochs: int = 0
+    warmup_lr: float = 1e-5
+    min_lr: float = 0.0
+    decay_epochs: float = 30
+    decay_milestones: tuple[int, ...] = (90, 180, 270)
+    decay_rate: float = 0.1
+    cooldown_epochs: int = 0
+    # precision and averaging
+    amp: bool = False
+    amp_dtype: str = field(default="bfloat16", metadata={"help": "bfloat16 or float16"})
+    model_ema: bool = False
+    model_ema_decay: float = 0.9998
+    model_ema_warmup: bool = False
+    # run
+    cpu: bool = field(default=False, metadata={"help": "stay on the CPU even where there is a GPU"})
+    seed: int = 42
+    output: str = "output"
+    experiment: str | None = field(default=None, metadata={"help": "folder under output; default: the model's name"})
+    resume: str | None = field(default=None, metadata={"help": "a checkpoint, or auto: the run's own newest one"})
+    log_interval: int = 50
+    export: str = field(default="last", metadata={"help": "weights of the saved model: last or best epoch"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("batch_repeats", 1), ("grad_accum_steps", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        choices = {
+            "task": ("classification", "mixmo", "cotraining"),
+            "aug": ("small", "imagenet", "none"),
+            "amp_dtype": ("bfloat16", "float16"),
+            "clip_mode": ("norm", "value", "agc"),
+            "export": ("last", "best"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output) / (self.experiment or self.model.replace(":", "_").replace("/", "_"))
+
+
+_TYPES = typing.get_type_hints(Config)
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a recipe and check every key and type.
+
+    Raises:
+        UsageError: no such file, not a yaml mapping, an unknown key, or a value of the wrong type.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read recipe {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path} is not valid yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"recipe {path} must be a mapping of settings, got {type(content).__name__}")
+    for key in content:
+        if key not in _TYPES:
+            near = difflib.get_close_matches(str(key), _TYPES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; see train.py --help"
+            raise UsageError(f"recipe {path} has an unknown key {key!r}{hint}")
+    return {key: _checked(f"recipe {path}: {key}", value, _TYPES[key]) for key, value in content.items()}
+
+
+def parse_config(argv: Sequence[str] | None = None) -> Config:
+    """Settings from the command line: `--config recipe.yaml`, overridden by flags.
+
+    Raises:
+        UsageError: anything that is wrong with recipe or flags.
+    """
+    values = vars(_parser().parse_args(argv))
+    recipe = values.pop("config", None)
+    settings = load_recipe(recipe) if recipe else {}
+    for key, value in values.items():
+        if typing.get_origin(_TYPES[key]) is dict:
+            value = {**settings.get(key, {}), **_pairs(key, value)}
+        settings[key] = _checked(f"--{key.replace('_', '-')}", value, _TYPES[key])
+    return Config(**settings)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        description="Train an image classifier: mixed inputs, divided networks, or plain.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="yaml file of settings; flags override it")
+    for spec in dataclasses.fields(Config):
+        kind, flag = _plain(_TYPES[spec.name]), f"--{spec.name.replace('_', '-')}"
+        about = str(spec.metadata.get("help", "")).replace("%", "%%")
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
+        elif typing.get_origin(kind) is dict:
+            parser.add_argument(flag, nargs="+", metavar="KEY=VALUE", help=about)
+        elif typing.get_origin(kind) is tuple:
+            parser.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], help=about)
+        else:
+            parser.add_argument(flag, type=kind, help=about)
+    return parser
+
+
+def _plain(kind: Any) -> Any:
+    """The type behind `T | None`."""
+    if isinstance(kind, types.UnionType):
+        return next(arg for arg in typing.get_args(kind) if arg is not type(None))
+    return kind
+
+
+def _pairs(key: str, pairs: list[str]) -> dict[str, Any]:
+    settings = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name:
+            raise UsageError(f"--{key.replace('_', '-')} takes key=value pairs, got {pair!r}")
+        settings[name] = _number(yaml.safe_load(value))
+    return settings
+
+
+def _number(value: Any) -> Any:
+    """yaml 1.1 reads 1e-4 as text; here it is a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _checked(where: str, value: Any, kind: Any) -> Any:
+    """`value` as `kind`, or a UsageError that says what was wanted."""
+    if value is None and isinstance(kind, types.UnionType):
+        return None
+    kind = _plain(kind)
+    origin = typing.get_origin(kind)
+    if origin is dict and isinstance(value, dict):
+        return {str(name): _number(item) for name, item in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_checked(where, item, typing.get_args(kind)[0]) for item in value)
+    if kind is float:
+        value = _number(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    if kind in (bool, int, str) and type(value) is kind:
+        return value
+    wanted = "a mapping" if origin is dict else "a list" if origin is tuple else f"a value of type {kind.__name__}"
+    raise UsageError(f"{where} must be {wanted}, got {value!r}")

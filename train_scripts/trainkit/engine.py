@@ -1,0 +1,208 @@
+"""One training run: epochs of steps, evaluation, checkpoints, results."""
+
+import dataclasses
+import random
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.task import TrainingTask
+from timm.utils import dispatch_clip_grad, unwrap_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from timm_mix.metrics import evaluate_members
+from trainkit.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+from trainkit.config import Config
+from trainkit.data import start_epoch
+from trainkit.results import describe_machine, write_results
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Holds the parts of a run and runs it; every part is built by `trainkit.build`."""
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        schedule: Any,
+        epochs: int,
+        train_loader: DataLoader,
+        eval_loader: DataLoader,
+        about: dict[str, Any],
+    ):
+        self.config, self.accelerator, self.task = config, accelerator, task
+        self.schedule, self.epochs = schedule, epochs
+        self.train_loader, self.eval_loader, self.about = train_loader, eval_loader, about
+        self.model = unwrap_model(task.get_trainable_module())
+        self.updates_per_epoch = -(-len(train_loader) // config.grad_accum_steps)
+        if config.model_ema:
+            task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+        if config.torchcompile:
+            task.compile()
+        task.trainable_module = accelerator.prepare(task.get_trainable_module())
+        self.optimizer = accelerator.prepare(optimizer)
+        self.machine = describe_machine(accelerator.device, accelerator.num_processes)
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def folder(self) -> Path:
+        return self.config.folder
+
+    def run(self) -> dict[str, Any]:
+        """Train from the start, or from the checkpoint that the settings name; returns the content of results.json."""
+        first = self._resume()
+        results: dict[str, Any] = {}
+        for epoch in range(first, self.epochs):
+            begun = time.perf_counter()
+            row: dict[str, Any] = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+            row["train"] = self._train_epoch(epoch)
+            row["train_seconds"] = round(time.perf_counter() - begun, 3)
+            row["eval"] = self._evaluate(self.model)
+            if self.task.has_ema():
+                row["eval_ema"] = self._evaluate(self.task.get_trainable_module(ema=True).module)
+            self.history.append(row)
+            if self.schedule is not None:
+                self.schedule.step(epoch + 1, row["eval"]["ensemble"]["top1"])
+            results = self._keep(epoch)
+            self._report(row)
+        if not results and self.history:  # resumed when everything was done
+            results = write_results(self.folder, self.config, self.history, self.about, self.machine)
+        return results
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training loader; the mean of every scalar that the task reports."""
+        config, loader = self.config, self.train_loader
+        start_epoch(loader, epoch, config.seed, self.accelerator.process_index)
+        _seed_everything(config.seed, epoch, self.accelerator.process_index)
+        self.task.train()
+        sums: dict[str, Tensor] = {}
+        group: list[tuple[Tensor, Tensor]] = []
+        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=self._quiet(), unit="batch")
+        for step, batch in enumerate(bar):
+            group.append(batch)
+            if len(group) == config.grad_accum_steps or step + 1 == len(loader):
+                update = epoch * self.updates_per_epoch + step // config.grad_accum_steps
+                _add(sums, self._update(group, update))
+                group = []
+            if step % config.log_interval == 0 and sums:
+                bar.set_postfix(loss=f"{float(sums['loss'] / sums['batches']):.4f}", refresh=False)
+        total = {name: float(value) for name, value in self._sum(sums).items()}
+        return {name: value / total["batches"] for name, value in total.items() if name != "batches"}
+
+    def _update(self, group: list[tuple[Tensor, Tensor]], update: int) -> dict[str, Tensor]:
+        """One optimizer update over a group of batches (gradient accumulation); sums of what the task reports."""
+        sums: dict[str, Tensor] = {}
+        for i, (images, target) in enumerate(group):
+            last = i + 1 == len(group)
+            with nullcontext() if last else self.accelerator.no_sync(self.task.get_trainable_module()):
+                with self.accelerator.autocast():
+                    result = self.task(self._to_device(images), target.to(self.accelerator.device, non_blocking=True))
+                self.accelerator.backward(result["loss"] / len(group))
+            scalars = {name: value.detach() for name, value in result.items() if value.ndim == 0}
+            _add(sums, {**scalars, "batches": torch.ones((), device=result["loss"].device)})
+        if self.config.clip_grad is not None:
+            self.accelerator.unscale_gradients(self.optimizer)
+            parameters = self.task.get_clip_parameters(exclude_head=self.config.clip_mode == "agc")
+            dispatch_clip_grad(parameters, self.config.clip_grad, mode=self.config.clip_mode)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.task.update_ema(step=update + 1)
+        if self.schedule is not None:
+            self.schedule.step_update(num_updates=update + 1)
+        return sums
+
+    def _to_device(self, images: Tensor) -> Tensor:
+        images = images.to(self.accelerator.device, non_blocking=True)
+        if self.config.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    def _evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """Scores over all processes, each of which holds its own share of the samples exactly once."""
+        bar = tqdm(self.eval_loader, desc="evaluate", leave=False, disable=self._quiet(), unit="batch")
+        with self.accelerator.autocast():
+            metrics = evaluate_members(model, bar, self.accelerator.device)
+        metrics.reduce(lambda sums: self.accelerator.reduce(sums, reduction="sum"))
+        return {name: dataclasses.asdict(scores) for name, scores in metrics.compute().items()}
+
+    def _sum(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = sorted(sums)
+        joined = torch.stack([sums[name].double() for name in names])
+        return dict(zip(names, self.accelerator.reduce(joined, reduction="sum"), strict=True))
+
+    def _keep(self, epoch: int) -> dict[str, Any]:
+        """Checkpoints and results of the epoch that just ended; only the main process writes."""
+        tops = [row["eval"]["ensemble"]["top1"] for row in self.history]
+        names = ["last.pt", "best.pt"] if tops[-1] >= max(tops) else ["last.pt"]
+        for name in names:
+            save_checkpoint(
+                self.folder / "checkpoints" / name,
+                task=self.task,
+                optimizer=self.optimizer,
+                schedule=self.schedule,
+                scaler=self.accelerator.scaler,
+                epoch=epoch,
+                history=self.history,
+                config=dataclasses.asdict(self.config),
+                main=self.accelerator.is_main_process,
+            )
+        if not self.accelerator.is_main_process:
+            return {}
+        return write_results(self.folder, self.config, self.history, self.about, self.machine)
+
+    def _resume(self) -> int:
+        if self.config.resume is None:
+            return 0
+        path = find_checkpoint(self.config.resume, self.folder)
+        if path is None:
+            return 0
+        first, self.history = load_checkpoint(
+            read_checkpoint(path),
+            task=self.task,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            scaler=self.accelerator.scaler,
+            rank=self.accelerator.process_index,
+        )
+        return first
+
+    def _report(self, row: dict[str, Any]) -> None:
+        """One line per epoch."""
+        if not self.accelerator.is_main_process:
+            return
+        scores = row["eval"]
+        members = [value["top1"] for name, value in scores.items() if name != "ensemble"]
+        line = f"epoch {row['epoch'] + 1}/{self.epochs}  loss {row['train']['loss']:.4f}  "
+        line += f"top-1 {scores['ensemble']['top1']:.2f} %  NLL {scores['ensemble']['nll']:.4f}"
+        if len(members) > 1:
+            line += f"  members {', '.join(f'{top1:.2f}' for top1 in members)}"
+        if "eval_ema" in row:
+            line += f"  EMA {row['eval_ema']['ensemble']['top1']:.2f} %"
+        print(f"{line}  ({row['train_seconds']:.0f} s)", flush=True)
+
+    def _quiet(self) -> bool | None:
+        """tqdm: None shows a bar on a terminal only."""
+        return None if self.accelerator.is_main_process else True
+
+
+def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _seed_everything(seed: int, epoch: int, rank: int) -> None:
+    """Dropout and the like: a function of (seed, epoch, rank), so that a run resumed at an epoch goes on alike."""
+    words = np.random.SeedSequence([seed, epoch, rank, 1]).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))

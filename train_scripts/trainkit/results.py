@@ -1,0 +1,63 @@
+"""results.json: what was run, where, and every figure that came out."""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainkit.config import Config
+from trainkit.files import write_json
+
+__all__ = ["describe_machine", "write_results"]
+
+_PACKAGES = ("timm_mix", "timm", "torch", "torchvision", "accelerate", "huggingface_hub", "safetensors", "numpy")
+
+
+def describe_machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Hardware and versions, as every results file states them."""
+    hardware: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "device": str(device.type),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        versions[package] = importlib.metadata.version(package)
+    return {"hardware": hardware, "versions": versions}
+
+
+def write_results(
+    folder: Path, config: Config, history: list[dict[str, Any]], about: dict[str, Any], machine: dict[str, Any]
+) -> dict[str, Any]:
+    """Write folder/results.json anew after an epoch; returns its content."""
+    best = max(history, key=lambda epoch: epoch["eval"]["ensemble"]["top1"])
+    content = {
+        "command": sys.argv,
+        "config": dataclasses.asdict(config),
+        "seed": config.seed,
+        **machine,
+        **about,
+        "last": {"epoch": history[-1]["epoch"], **history[-1]["eval"]},
+        "best": {"epoch": best["epoch"], "chosen_on": "the validation split itself", **best["eval"]},
+        "epochs": history,
+    }
+    write_json(folder / "results.json", content)
+    return content
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,187 @@
+"""From PIL images to normalised tensors: a recipe for small images, timm's for ImageNet, and several views of an image.
+
+All chance is drawn from the global generators of `random`, numpy and torch, as torchvision and timm do;
+`trainkit.data.start_epoch` seeds them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import timm.data
+import torch
+from PIL import Image
+from timm.data.transforms import str_to_interp_mode
+from torchvision.transforms import v2
+
+from trainkit.errors import UsageError
+
+__all__ = ["MultiView", "create_transform", "small_image_transform"]
+
+AUTO_AUGMENT = {"cifar10": v2.AutoAugmentPolicy.CIFAR10}
+PAD_MODES = ("constant", "edge", "reflect", "symmetric")
+STYLES = {
+    "small": {
+        "padding", "pad_mode", "hflip", "auto_augment", "re_prob", "re_scale", "re_ratio", "re_value", "interpolation",
+    },
+    "imagenet": {
+        "scale", "ratio", "train_crop_mode", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob",
+        "gaussian_blur_prob", "auto_augment", "re_prob", "re_mode", "re_count", "crop_pct", "crop_mode",
+        "crop_border_pixels", "interpolation",
+    },
+    "none": {"interpolation"},
+}  # fmt: skip
+
+
+def small_image_transform(
+    img_size: int | tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    training: bool,
+    padding: int = 4,
+    pad_mode: str = "constant",
+    hflip: float = 0.5,
+    auto_augment: str | None = None,
+    re_prob: float = 0.0,
+    re_scale: tuple[float, float] = (0.0625, 0.1),
+    re_ratio: tuple[float, float] = (0.99, 1.0),
+    re_value: float | str = 0.0,
+    interpolation: str = "bicubic",
+) -> v2.Compose:
+    """The usual recipe for images of 32 to 64 pixels: padded random crop, flip, AutoAugment, random erasing.
+
+    Training: resize if the size differs - random crop from the padded image - flip - AutoAugment - to [0, 1] -
+    normalise - erase. Evaluation: resize if the size differs - to [0, 1] - normalise.
+
+    Args:
+        img_size: H and W, or one number for both.
+        mean: of each channel, for values in [0, 1].
+        std: of each channel.
+        training: False gives the evaluation transform; the settings of the augmentation are then not read.
+        padding: pixels added on each side before the crop.
+        pad_mode: "constant" (zeros), "edge", "reflect" or "symmetric".
+        hflip: probability of the horizontal flip.
+        auto_augment: "cifar10" for the CIFAR-10 policy of Cubuk et al., arXiv:1805.09501; None for none.
+        re_prob: probability of random erasing (Zhong et al., arXiv:1708.04896), done after normalising.
+        re_scale: area of the erased box as a share of the image; the default and that of re_ratio are the settings of
+            Divide and Co-training (arXiv:2011.14660) for CIFAR-100, whose re_prob is 0.5.
+        re_ratio: aspect ratio of the erased box.
+        re_value: what is written into it, "random" for noise.
+        interpolation: of the resize, by timm's names.
+    Shapes: with C = len(mean)
+        returns a callable: PIL image -> [C, H, W] float32.
+    Raises:
+        UsageError: unknown auto_augment, pad_mode or interpolation.
+    """
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    steps: list[Callable] = [_ResizeIfNeeded(size, interpolation)]
+    finish: list[Callable] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    if training:
+        _check_choice("pad_mode", pad_mode, PAD_MODES)
+        steps.append(v2.RandomCrop(size, padding=padding or None, padding_mode=pad_mode))
+        if hflip > 0:
+            steps.append(v2.RandomHorizontalFlip(hflip))
+        if auto_augment is not None:
+            _check_choice("auto_augment", auto_augment, AUTO_AUGMENT)
+            steps.append(v2.AutoAugment(AUTO_AUGMENT[auto_augment]))
+        if re_prob > 0:
+            finish.append(v2.RandomErasing(re_prob, re_scale, re_ratio, re_value))
+    return v2.Compose([*steps, *finish, v2.ToPureTensor()])
+
+
+def create_transform(
+    style: str, data_config: Mapping[str, Any], *, training: bool, **options: Any
+) -> Callable[[Image.Image], torch.Tensor]:
+    """Make the transform of a style.
+
+    Args:
+        style: "small" (`small_image_transform`), "imagenet" (`timm.data.create_transform`: random resized crop, colour
+            jitter, timm's AutoAugment and RandAugment strings, ...) or "none" (in training, too, the evaluation
+            transform of "small": resize if the size differs, normalise).
+        data_config: what `timm.data.resolve_data_config` gives: input_size [C, H, W], mean, std, interpolation,
+            crop_pct, crop_mode (the last two are read by "imagenet" only).
+        training: False gives the evaluation transform of the style.
+        **options: the settings of the style under the names of `small_image_transform` or `timm.data.create_transform`;
+            `aa` is short for `auto_augment`. None stands for the default. They take precedence over `data_config`.
+    Raises:
+        UsageError: unknown style, an option other than None that the style does not have, or a value that it rejects.
+    """
+    _check_choice("transform style", style, STYLES)
+    given = _given_options(style, options)
+    base = {"interpolation": data_config["interpolation"], **given}
+    mean, std, size = data_config["mean"], data_config["std"], tuple(data_config["input_size"])
+    crop = {name: data_config.get(name) for name in ("crop_pct", "crop_mode")}
+    try:
+        if style != "imagenet":
+            return small_image_transform(size[-2:], mean, std, training=training and style == "small", **base)
+        return timm.data.create_transform(input_size=size, is_training=training, mean=mean, std=std, **{**crop, **base})
+    except UsageError:
+        raise
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        settings = ", ".join(f"{name}={value!r}" for name, value in base.items())
+        reason = " ".join(str(error).split()) or "an assertion failed"
+        raise UsageError(
+            f"the transform style {style!r} does not take {settings}: {reason}; correct that setting"
+        ) from error
+
+
+class MultiView:
+    """Several views of one image, each augmented on its own.
+
+    Shapes: with V = views
+        MultiView(transform, V)(image): [V, C, H, W], `transform` drawn V times.
+    Raises:
+        UsageError: views < 1.
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], torch.Tensor], views: int):
+        if views < 1:
+            raise UsageError(f"views must be at least 1, got {views}: ask for one view per member")
+        self.transform = transform
+        self.views = views
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return torch.stack([self.transform(image) for _ in range(self.views)])
+
+    def __repr__(self) -> str:
+        return f"MultiView({self.views} x {self.transform})"
+
+
+class _ResizeIfNeeded:
+    """Resize a PIL image to exactly (H, W), aspect not kept; an image of that size passes untouched."""
+
+    def __init__(self, size: tuple[int, ...], interpolation: str):
+        try:
+            mode = str_to_interp_mode(interpolation)
+        except KeyError as error:
+            raise UsageError(
+                f"interpolation must be one of nearest, bilinear, bicubic, got {interpolation!r}"
+            ) from error
+        self.size = size
+        self.resize = v2.Resize(size, interpolation=mode)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image if (image.height, image.width) == self.size else self.resize(image)
+
+    def __repr__(self) -> str:
+        return f"ResizeIfNeeded{self.size}"
+
+
+def _given_options(style: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not None, `aa` under its long name; raises for those that the style does not have."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if "aa" in given:
+        if "auto_augment" in given:
+            raise UsageError("aa and auto_augment are one setting, got both: drop one")
+        given["auto_augment"] = given.pop("aa")
+    for name, value in given.items():
+        if name not in STYLES[style]:
+            owners = [other for other, names in STYLES.items() if name in names]
+            where = f"it belongs to {' and '.join(owners)}" if owners else "no style has it"
+            raise UsageError(f"the transform style {style!r} has no option {name} (got {value!r}): drop it, {where}")
+    return given
+
+
+def _check_choice(name: str, given: str, choices: Any) -> None:
+    if given not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, got {given!r}: correct it")
