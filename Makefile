@@ -16,7 +16,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python train_scripts/demo.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

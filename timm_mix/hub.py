@@ -1,11 +1,13 @@
 """Save models as folders that timm loads back: config.json and model.safetensors."""
 
+import copy
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import save_for_hf
 from torch import nn
 
@@ -39,6 +41,8 @@ def save_pretrained(
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         model_config = {"label_names": label_names} if label_names is not None else None
+        # safetensors takes contiguous tensors only, a channels_last model has others
+        model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
         save_for_hf(model, str(scratch), model_config=model_config, safe_serialization=True, data_config=data_config)
         for file in scratch.iterdir():
             with file.open("rb+") as stream:

@@ -1,0 +1,87 @@
+"""Masks over members: shape, sum, area."""
+
+import numpy as np
+import pytest
+import torch
+
+from timm_mix.functional.masks import box_masks, check_masks, draw_boxes, linear_masks
+
+B, M, H, W = 5, 3, 11, 7
+
+
+def test_linear_masks_hold_the_ratio_at_every_place():
+    ratios = torch.tensor(np.random.default_rng(0).dirichlet([2] * M, B))
+    masks = linear_masks(ratios, (H, W))
+    assert masks.shape == (B, M, 1, H, W)
+    for b in range(B):
+        for m in range(M):
+            assert (masks[b, m] == ratios[b, m]).all()
+
+
+def test_boxes_equal_a_loop_over_samples():
+    kappa = np.random.default_rng(1).random(B)
+    boxes = draw_boxes(kappa, (H, W), rng=np.random.default_rng(2))
+    twin = np.random.default_rng(2)
+    rows, cols = twin.integers(H, size=B), twin.integers(W, size=B)
+    for b in range(B):
+        half_h, half_w = int(H * kappa[b] ** 0.5) // 2, int(W * kappa[b] ** 0.5) // 2
+        expected = [
+            max(rows[b] - half_h, 0),
+            min(rows[b] + half_h, H),
+            max(cols[b] - half_w, 0),
+            min(cols[b] + half_w, W),
+        ]
+        assert boxes[b].tolist() == expected
+
+
+def test_an_odd_side_gives_an_even_box():
+    """Published example: kappa .65 at 32 pixels is a side of int(32 sqrt(.65)) = 25, and a box of 24."""
+    boxes = draw_boxes(np.full(400, 0.65), (32, 32), rng=np.random.default_rng(0))
+    heights = boxes[:, 1] - boxes[:, 0]
+    assert heights.max() == 24
+
+
+@pytest.mark.parametrize(("kappa", "published"), [(0.2, 0.151), (0.5, 0.322), (0.8, 0.465)])
+def test_mean_area_of_the_cut_equals_the_published_code(kappa, published):
+    """Mean of the first mask over 2,000 draws at 32x32, measured in the published code of arXiv:2103.06132."""
+    boxes = draw_boxes(np.full(2000, kappa), (32, 32), rng=np.random.default_rng(0))
+    areas = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / 32**2
+    assert abs(areas.mean() - published) < 3 * areas.std() / 2000**0.5 * 2**0.5  # both are means of 2,000 draws
+
+
+def test_box_masks_are_one_inside_and_zero_outside():
+    boxes = np.array([[0, 11, 0, 7], [2, 5, 1, 4], [3, 3, 2, 6], [10, 11, 6, 7], [0, 1, 0, 7]])
+    masks = box_masks(torch.from_numpy(boxes), (H, W))
+    assert masks.shape == (5, 1, 1, H, W)
+    for mask, (top, bottom, left, right) in zip(masks[:, 0, 0], boxes, strict=True):
+        twin = torch.zeros(H, W)
+        twin[top:bottom, left:right] = 1
+        assert torch.equal(mask, twin)
+
+
+@pytest.mark.parametrize("batch", [1, B])
+@pytest.mark.parametrize("channels", [1, 13])
+def test_masks_of_the_contract_are_accepted(batch, channels):
+    masks = torch.rand(batch, M, channels, H, W)
+    check_masks(masks / masks.sum(1, keepdim=True), B, M, (13, H, W))
+
+
+@pytest.mark.parametrize(
+    "shape", [(B, M, 1, W, H), (B, M + 1, 1, H, W), (2, M, 1, H, W), (B, M, 2, H, W), (B, M, H, W)]
+)
+def test_masks_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"masks must be \[5 or 1, 3, 1 or 13, 11, 7\].*got \["):
+        check_masks(torch.full(shape, 1 / 3), B, M, (13, H, W))
+
+
+@pytest.mark.parametrize("wrong", [0.5, float("nan")])
+def test_masks_that_do_not_sum_to_one_are_refused(wrong):
+    masks = torch.full((B, M, 1, H, W), 1 / M)
+    masks[2, 1, 0, 3, 4] = wrong
+    with pytest.raises(ValueError, match="masks must sum to 1 over the members"):
+        check_masks(masks, B, M, (13, H, W))
+
+
+def test_rounding_of_half_precision_masks_is_accepted():
+    ratios = torch.tensor(np.random.default_rng(0).dirichlet([2] * M, B)).to(torch.bfloat16)
+    check_masks(linear_masks(ratios, (H, W)), B, M, (13, H, W))

@@ -1,0 +1,270 @@
+"""Training tasks: twins written in loops, training, state, distribution of the work."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import nn
+from torch.nn import functional as F
+
+import timm_mix
+from timm_mix.functional.mixmo import member_masks
+from timm_mix.tasks import TASKS
+from timm_mix.tasks._base import per_sample_loss
+
+B, C, H, W, K = 5, 3, 32, 32, 13
+MODELS = {
+    "mixmo": ("mixmo", {"backbone": "wrn16_2", "members": 3}),
+    "cotraining": ("splitnet", {"backbone": "wrn16_2", "split": 2}),
+}
+
+
+def _model(name, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    model, settings = MODELS[name]
+    return timm.create_model(model, num_classes=K, **{**settings, **kwargs})
+
+
+def _task(name, model=None, criterion=None, **kwargs):
+    return timm_mix.create_task(name, model or _model(name), criterion, num_classes=K, **kwargs)
+
+
+def _batch(batch=B, seed=1, size=(H, W)):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, C, *size, generator=generator), torch.randint(K, (batch,), generator=generator)
+
+
+def _soft_ce(z, y):
+    """-sum_k y_k log softmax(z)_k of one sample, written out."""
+    log_p = [zk - math.log(sum(math.exp(zj) for zj in z)) for zk in z]
+    return -sum(yk * lk for yk, lk in zip(y, log_p, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"block": "linear"}, {"block": "cut", "prob": 1.0, "r": 2.0}, {"mimo": True}])
+@pytest.mark.parametrize("soft", [False, True])
+def test_mixmo_loss_equals_a_loop_over_samples_and_members(settings, soft):
+    model = _model("mixmo").eval()  # batch statistics would tie the samples together
+    task = _task("mixmo", model, repetition=0.4, **settings)
+    x, y = _batch()
+    labels = torch.softmax(torch.randn(B, K), 1) if soft else y
+    plan = task.draw(x)
+    masks, r = member_masks(plan), 1.0 if settings.get("mimo") else settings.get("r", 3.0)
+    loss = 0.0
+    with torch.no_grad():
+        for b in range(B):
+            encoded = [model.encoders[i](x[plan.images[b, i]][None]) for i in range(3)]
+            mixed = 3 * sum(masks[b, i] * encoded[i] for i in range(3))
+            weights = [plan.ratios[b, i] ** (1 / r) for i in range(3)]
+            for i in range(3):
+                z = model.heads[i](model.core(mixed))[0].tolist()
+                label = labels[plan.images[b, i]]
+                label = label.tolist() if soft else F.one_hot(label, K).tolist()
+                loss += 3 * weights[i] / sum(weights) * _soft_ce(z, label) / B
+        result = task(x, labels, plan=plan)
+    assert float(result["loss"]) == pytest.approx(loss, rel=1e-5)
+    assert result["output"].shape == (B, K)
+
+
+def test_cotraining_loss_equals_a_loop_over_samples_and_parts():
+    model = _model("cotraining").eval()
+    task = _task("cotraining", model, weight=0.5, warmup_epochs=4, steps_per_epoch=3)
+    task.step = 7  # epoch 2 of 4
+    views, y = torch.randn(B, 2, C, H, W), _batch()[1]
+    loss = 0.0
+    with torch.no_grad():
+        for b in range(B):
+            z = [model.subnets[i](views[b : b + 1, i])[0].tolist() for i in range(2)]
+            loss += sum(_soft_ce(zi, F.one_hot(y[b], K).tolist()) for zi in z) / B
+            p = [np.exp(zi) / np.exp(zi).sum() for zi in z]
+            entropy = [-(q * np.log(q)).sum() for q in [*p, (p[0] + p[1]) / 2]]
+            loss += 0.5 * 2 / 4 * (entropy[2] - (entropy[0] + entropy[1]) / 2) / B
+        result = task(views, y)
+    assert float(result["loss"]) == pytest.approx(loss, rel=1e-5)
+    assert not result["ce"].requires_grad
+    assert not result["cot"].requires_grad
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_loss_on_one_batch_falls_by_half_in_under_50_steps(name):
+    task = _task(name, total_steps=1000, seed=3, **({"block": "cut", "prob": 0.5} if name == "mixmo" else {}))
+    x, y = _batch(8, size=(16, 16))
+    optimizer = torch.optim.Adam(task.get_trainable_module().parameters(), lr=3e-3)
+    losses = []
+    for _ in range(49):
+        result = task(x, y)
+        optimizer.zero_grad()
+        result["loss"].backward()
+        optimizer.step()
+        losses.append(result["loss"].item())
+    assert np.mean(losses[-5:]) < 0.5 * losses[0], losses
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_loaded_state_continues_exactly(name):
+    x, y = _batch()
+    one = _task(name, total_steps=10, seed=5)
+    for _ in range(3):
+        one(x, y)
+    file = io.BytesIO()
+    torch.save(one.get_checkpoint_state(), file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+
+    two = _task(name, _model(name, seed=9), total_steps=10, seed=6)
+    two.load_checkpoint_state(saved["state_dict"], saved["task_state"])
+    one.get_trainable_module().eval(), two.get_trainable_module().eval()
+    for _ in range(3):
+        assert torch.equal(one(x, y)["loss"], two(x, y)["loss"])
+
+
+def test_another_rank_that_loads_rank_zeros_state_draws_its_own():
+    x, y = _batch()
+    zero = _task("mixmo", rank=0)
+    zero(x, y)
+    one, again = (_task("mixmo", rank=1) for _ in range(2))
+    one.load_task_state(zero.get_task_state())
+    again.load_task_state(zero.get_task_state())
+    drawn, zeros = one.draw(x), zero.draw(x)
+    assert one.step == 1
+    assert not np.array_equal(drawn.kappa, zeros.kappa)
+    np.testing.assert_array_equal(drawn.kappa, again.draw(x).kappa)
+
+
+def test_ranks_draw_differently_and_runs_alike():
+    x, _ = _batch()
+    assert not np.array_equal(_task("mixmo", rank=0).draw(x).kappa, _task("mixmo", rank=1).draw(x).kappa)
+    np.testing.assert_array_equal(_task("mixmo", seed=3).draw(x).kappa, _task("mixmo", seed=3).draw(x).kappa)
+
+
+def test_schedule_is_constant_within_an_epoch():
+    task = _task("mixmo", total_steps=12, steps_per_epoch=3)
+    progress = []
+    for task.step in range(12):
+        progress.append(round(task.progress, 6))
+    assert progress == [0.25] * 3 + [0.5] * 3 + [0.75] * 3 + [1.0] * 3
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("name", TASKS)
+def test_any_batch_size_is_accepted(name, batch):
+    task = _task(name)
+    task.get_trainable_module().train()
+    assert torch.isfinite(task(*_batch(batch))["loss"])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_callers_batch_is_not_written_to(name):
+    x, y = _batch()
+    before = x.clone(), y.clone()
+    _task(name)(x, y)["loss"].backward()
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_bf16_autocast_gives_nearly_the_same_loss(name):
+    x, y = _batch()
+    losses = []
+    for enabled in (False, True):
+        task = _task(name, seed=3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(task(x, y)["loss"])
+        losses[-1].backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_ema_and_evaluation_model_work_as_in_timms_tasks(name):
+    task = _task(name)
+    task.setup_ema(decay=0.5)
+    before = [p.clone() for p in task.get_trainable_module(ema=True).parameters()]
+    with torch.no_grad():
+        for p in task.get_trainable_module().parameters():
+            p.add_(1)
+    task.update_ema()
+    for old, new in zip(before, task.get_trainable_module(ema=True).parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.5)
+    assert task.get_eval_model()(_batch()[0]).shape == (B, K)
+    assert "state_dict_ema" in task.get_checkpoint_state(ema=True)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_compiled_model_gives_the_same_loss(name):
+    x, y = _batch()
+    plain, compiled = _task(name, seed=3), _task(name, seed=3)
+    compiled.compile(backend="eager", fullgraph=True)
+    assert plain(x, y)["loss"].item() == pytest.approx(compiled(x, y)["loss"].item(), rel=1e-5)
+    assert not any("_orig_mod" in key for key in compiled.get_checkpoint_state()["state_dict"])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "soft"),
+    [
+        (nn.CrossEntropyLoss(), False),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), True),
+        (LabelSmoothingCrossEntropy(0.1), False),
+        (SoftTargetCrossEntropy(), True),
+        (BinaryCrossEntropy(smoothing=0.1), False),
+        (BinaryCrossEntropy(), True),
+    ],
+)
+def test_any_criterion_is_taken_per_sample(criterion, soft):
+    logits = torch.randn(B, 3, K)
+    target = torch.softmax(torch.randn(B, 3, K), -1) if soft else torch.randint(K, (B, 3))
+    losses = per_sample_loss(criterion, logits, target)
+    for b in range(B):
+        for i in range(3):
+            torch.testing.assert_close(losses[b, i], criterion(logits[b, i][None], target[b, i][None]))
+
+
+def test_the_criterion_is_used():
+    x, y = _batch()
+    plain = _task("mixmo", seed=3)(x, y)["loss"]
+    assert _task("mixmo", criterion=LabelSmoothingCrossEntropy(0.5), seed=3)(x, y)["loss"] != plain
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("mixmoo", {}, "task must be one of mixmo, cotraining, got 'mixmoo'"),
+        ("mixmo", {"alhpa": 1}, "task mixmo has no setting 'alhpa'; it has alpha, block"),
+        ("mixmo", {"alpha": 0}, "alpha must be > 0, got 0"),
+        ("mixmo", {"r": 0.5}, "r must be >= 1"),
+        ("mixmo", {"block": "cow"}, "block must be one of linear, cut, got 'cow'"),
+        ("mixmo", {"total_steps": 0}, r"total_steps must be >= 1 \(or None\), got 0"),
+        ("cotraining", {"weight": -1}, "weight must be >= 0, got -1"),
+        ("cotraining", {"warmup_epochs": 4}, "warmup_epochs=4 needs steps_per_epoch"),
+    ],
+)
+def test_wrong_settings_are_refused(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        timm_mix.create_task(name, _model(name if name in TASKS else "mixmo"), None, num_classes=K, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "message"),
+    [
+        ("mixmo", "resnet18", r"MixMoTask needs a model with members \(mixmo_\*, splitnet_\*\), got ResNet"),
+        ("mixmo", "splitnet_resnet18_s2", r"MixMoTask needs a mixmo_\* model, got SplitNet"),
+        ("cotraining", "resnet18", "CoTrainingTask needs a model with members .* got ResNet"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(name, model, message):
+    with pytest.raises(ValueError, match=message):
+        timm_mix.create_task(name, timm.create_model(model, num_classes=K), None, num_classes=K)
+
+
+def test_another_number_of_classes_is_refused():
+    with pytest.raises(ValueError, match="num_classes=7, but the model predicts 13 classes"):
+        timm_mix.create_task("mixmo", _model("mixmo"), None, num_classes=7)
+
+
+@pytest.mark.parametrize("target", [torch.zeros(B + 1, dtype=torch.long), torch.zeros(B, K + 1)])
+@pytest.mark.parametrize("name", TASKS)
+def test_targets_of_another_shape_are_refused(name, target):
+    with pytest.raises(ValueError, match=r"target must be \[5\] class indices or \[5, 13\] soft labels, got \["):
+        _task(name)(_batch()[0], target)

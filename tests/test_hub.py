@@ -1,0 +1,71 @@
+"""Saved folders."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from timm_mix.hub import save_pretrained
+
+
+@pytest.fixture
+def model():
+    return timm.create_model("mixmo_wrn16_2_m2", num_classes=3).eval()
+
+
+def test_ensemble_and_folded_network_reload_by_name(model, tmp_path):
+    x = torch.randn(2, 3, 32, 32)
+    save_pretrained(model, tmp_path / "ensemble")
+    again = timm.create_model(f"local-dir:{tmp_path / 'ensemble'}", pretrained=True).eval()
+    torch.testing.assert_close(again(x, return_members=True), model(x, return_members=True), rtol=0, atol=0)
+    save_pretrained(model.fold(), tmp_path / "folded")
+    assert json.loads((tmp_path / "folded" / "config.json").read_text())["architecture"] == "wrn16_2"
+
+
+def test_folded_network_loads_where_timm_mix_is_not_imported(tmp_path):
+    model = timm.create_model("mixmo_resnet18_m2", num_classes=3).eval()
+    save_pretrained(model.fold(), tmp_path / "folded")
+    x = torch.randn(1, 3, 64, 64)
+    torch.save(x, tmp_path / "x.pt")
+    code = f"""
+import sys, timm, torch
+model = timm.create_model('local-dir:{tmp_path}/folded', pretrained=True).eval()
+assert 'timm_mix' not in sys.modules
+torch.save(model(torch.load('{tmp_path}/x.pt')).detach(), '{tmp_path}/y.pt')
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_class_names_and_data_settings_are_written(model, tmp_path):
+    data = {"input_size": (3, 32, 32), "mean": (0.1, 0.2, 0.3), "std": (1, 1, 1)}
+    save_pretrained(model, tmp_path / "m", label_names=["a", "b", "c"], data_config=data)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["label_names"] == ["a", "b", "c"]
+    assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
+
+
+def test_a_channels_last_model_is_saved_and_left_as_it_was(model, tmp_path):
+    model.to(memory_format=torch.channels_last)
+    save_pretrained(model, tmp_path / "m")
+    assert model.encoders[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_earlier_save_is_replaced_and_nothing_else_is(model, tmp_path):
+    save_pretrained(model, tmp_path / "m")
+    save_pretrained(model, tmp_path / "m")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="mine exists and is not a saved model"):
+        save_pretrained(model, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "mine"]
+
+
+def test_another_number_of_names_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="label_names must name 3 classes, got 2"):
+        save_pretrained(model, tmp_path / "m", label_names=["a", "b"])
+    assert not (tmp_path / "m").exists()

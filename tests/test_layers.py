@@ -1,0 +1,45 @@
+"""The layers of the package: imports go one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "timm_mix"
+# what each layer may import of this package, besides itself
+ALLOWED = {
+    "functional": set(),
+    "models": {"functional"},
+    "mixers": {"functional"},
+    "tasks": {"functional", "models", "mixers"},
+    "metrics": {"functional", "models"},
+    "hub": {"functional", "models", "tasks", "mixers", "metrics"},
+    "version": set(),
+}
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module if node.level == 0 else "." + (node.module or "")
+
+
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in _imports(path):
+        assert not name.startswith("."), f"{path.name}: relative import {name}"
+        if name.startswith("timm_mix."):
+            other = name.split(".")[1]
+            assert other == layer or other in ALLOWED[layer], f"{layer} must not import {other}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "functional").glob("*.py")), ids=lambda p: p.name)
+def test_the_papers_need_torch_and_numpy_only(path):
+    known = {"torch", "numpy", "timm_mix", "math", "dataclasses", "collections"}
+    assert {name.split(".")[0] for name in _imports(path)} <= known
