@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.task import TrainingTask
-from timm.utils import dispatch_clip_grad, unwrap_model
+from timm.utils import dispatch_clip_grad, distribute_bn, unwrap_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -69,7 +69,7 @@ class Trainer:
             row["train_seconds"] = round(time.perf_counter() - begun, 3)
             row["eval"] = self._evaluate(self.model)
             if self.task.has_ema():
-                row["eval_ema"] = self._evaluate(self.task.get_trainable_module(ema=True).module)
+                row["eval_ema"] = self._evaluate(unwrap_model(self.task.get_trainable_module(ema=True)))
             self.history.append(row)
             if self.schedule is not None:
                 self.schedule.step(epoch + 1, row["eval"]["ensemble"]["top1"])
@@ -84,7 +84,7 @@ class Trainer:
         config, loader = self.config, self.train_loader
         start_epoch(loader, epoch, config.seed, self.accelerator.process_index)
         _seed_everything(config.seed, epoch, self.accelerator.process_index)
-        self.task.train()
+        self.task.get_trainable_module().train()
         sums: dict[str, Tensor] = {}
         group: list[tuple[Tensor, Tensor]] = []
         bar = tqdm(loader, desc=f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=self._quiet(), unit="batch")
@@ -129,6 +129,8 @@ class Trainer:
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Scores over all processes, each of which holds its own share of the samples exactly once."""
+        if self.accelerator.num_processes > 1:  # every process gathered its own BatchNorm statistics
+            distribute_bn(model, self.accelerator.num_processes, reduce=True)
         bar = tqdm(self.eval_loader, desc="evaluate", leave=False, disable=self._quiet(), unit="batch")
         with self.accelerator.autocast():
             metrics = evaluate_members(model, bar, self.accelerator.device)

@@ -1,0 +1,79 @@
+"""Pictures of a run: mixed inputs with their masks, and training curves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from timm_mix.functional.mixmo import MixMoPlan, member_masks
+from trainkit.errors import UsageError
+from trainkit.files import write_whole
+
+__all__ = ["plot_curves", "plot_mixed_inputs"]
+
+
+def plot_mixed_inputs(path: Path, images: Tensor, plan: MixMoPlan, mean: Tensor, std: Tensor, rows: int = 6) -> None:
+    """One row per mixed sample: each member's image, its mask, and the masks applied to the pixels.
+
+    The network mixes features, not pixels; the last column shows which place belongs to whom.
+
+    Shapes: images [B, C, H, W] normalised; mean and std [C].
+    """
+    plt = _matplotlib()
+    batch, members = plan.images.shape
+    masks = F.interpolate(member_masks(plan).flatten(0, 1), size=images.shape[-2:]).unflatten(0, (batch, members))
+    pixels = (images * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
+    seen = pixels[torch.from_numpy(plan.images)]  # [B, M, C, H, W]
+    mixed = (seen * masks).sum(1)
+    rows, columns = min(rows, batch), 2 * members + 1
+    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.6 * rows), squeeze=False, layout="constrained")
+    for b in range(rows):
+        for i in range(members):
+            _show(axes[b, 2 * i], seen[b, i], f"member {i}" if b == 0 else "")
+            share = f"share {plan.ratios[b, i]:.2f}"
+            _show(axes[b, 2 * i + 1], masks[b, i].expand(3, -1, -1), f"mask {i}\n{share}" if b == 0 else share)
+        _show(axes[b, -1], mixed[b], "mixed" if b == 0 else "")
+    _save(figure, path)
+
+
+def plot_curves(path: Path, results: dict[str, Any]) -> None:
+    """Training loss, and top-1 of every member and of the ensemble, over the epochs of a results.json."""
+    plt = _matplotlib()
+    epochs = [row["epoch"] + 1 for row in results["epochs"]]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for name in results["epochs"][0]["train"]:
+        left.plot(epochs, [row["train"][name] for row in results["epochs"]], label=name)
+    left.set(xlabel="epoch", ylabel="training loss (nats)", title=results["model"]["name"])
+    for name in results["epochs"][0]["eval"]:
+        style = {"color": "black", "linewidth": 2} if name == "ensemble" else {"linewidth": 1}
+        right.plot(epochs, [row["eval"][name]["top1"] for row in results["epochs"]], label=name, **style)
+    right.set(xlabel="epoch", ylabel="validation top-1 (%)")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    _save(figure, path)
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError("pictures need matplotlib, which is not installed: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _show(axis: Any, image: Tensor, title: str) -> None:
+    axis.imshow(np.asarray(image.permute(1, 2, 0)), vmin=0, vmax=1, interpolation="nearest")
+    axis.set_title(title, fontsize=8)
+    axis.axis("off")
+
+
+def _save(figure: Any, path: Path) -> None:
+    write_whole(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
+    _matplotlib().close(figure)
