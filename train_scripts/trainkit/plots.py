@@ -71,7 +71,7 @@ def _matplotlib() -> Any:
 def _show(axis: Any, image: Tensor, title: str) -> None:
     axis.imshow(np.asarray(image.permute(1, 2, 0)), vmin=0, vmax=1, interpolation="nearest")
     axis.set_title(title, fontsize=8)
-    axis.axis("off")
+    axis.set(xticks=[], yticks=[])
 
 
 def _save(figure: Any, path: Path) -> None:

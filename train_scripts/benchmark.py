@@ -1,0 +1,164 @@
+"""Compare times pairwise: A B A B ..., the ratio taken pair by pair, so that a drifting machine cancels out.
+
+    python train_scripts/benchmark.py [--cases mixmo masks splitnet] [--pairs 9] [--device cuda] [--output FILE]
+
+Prints the median ratio with its range over the pairs, and writes all figures with hardware and versions to a json file.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.task import ClassificationTask, TrainingTask
+from torch import nn
+from tqdm import tqdm
+
+import timm_mix
+from timm_mix.functional.mixmo import member_masks
+from trainkit.errors import UsageError, run_script
+from trainkit.files import write_json
+from trainkit.results import describe_machine
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of A over time of B: median, least and largest over the pairs; seconds are medians."""
+
+    name: str
+    ratio: float
+    least: float
+    largest: float
+    seconds_a: float
+    seconds_b: float
+    pairs: int
+
+
+def compare(name: str, a: Run, b: Run, pairs: int, device: torch.device) -> Ratio:
+    """Time A and B in turn, one warm-up pair first."""
+    times: list[tuple[float, float]] = []
+    for _ in tqdm(range(pairs + 1), desc=name, leave=False, disable=None):
+        times.append((_seconds(a, device), _seconds(b, device)))
+    ratios = [first / second for first, second in times[1:]]
+    medians = [statistics.median(column) for column in zip(*times[1:], strict=True)]
+    return Ratio(name, statistics.median(ratios), min(ratios), max(ratios), medians[0], medians[1], pairs)
+
+
+def _seconds(run: Run, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    begun = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+def _step(task: TrainingTask, images: torch.Tensor, target: torch.Tensor) -> Run:
+    """A whole training step: forward, backward, update."""
+    model = task.get_trainable_module()
+    assert model is not None
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def run() -> None:
+        task(images, target)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def _small_images(batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(batch, 3, 32, 32, device=device), torch.randint(100, (batch,), device=device)
+
+
+def bench_mixmo(args: argparse.Namespace, device: torch.device) -> list[Ratio]:
+    """Training step of MixMo with two members over the plain backbone's."""
+    ratios = []
+    for arch, batch in (("wrn16_2", args.batch), ("wrn28_10", max(2, args.batch // 8))):
+        images, target = _small_images(batch, device)
+        plain = timm.create_model(arch, num_classes=100).to(device)
+        mixed = timm.create_model(f"mixmo_{arch}_m2", num_classes=100).to(device)
+        a = _step(timm_mix.create_task("mixmo", mixed, None, num_classes=100), images, target)
+        b = _step(ClassificationTask(plain, nn.CrossEntropyLoss(), device=device, verbose=False), images, target)
+        name = f"training step, mixmo_{arch}_m2 over {arch}, batch {batch}"
+        ratios.append(compare(name, a, b, args.pairs, device))
+    return ratios
+
+
+def bench_masks(args: argparse.Namespace, device: torch.device) -> list[Ratio]:
+    """Drawing and filling the masks, as a share of the whole training step."""
+    ratios = []
+    for arch, batch in (("wrn16_2", args.batch), ("wrn28_10", max(2, args.batch // 8))):
+        images, target = _small_images(batch, device)
+        model = timm.create_model(f"mixmo_{arch}_m2", num_classes=100).to(device)
+        task: Any = timm_mix.create_task("mixmo", model, None, num_classes=100, block="cut", prob=1.0)
+        step = _step(task, images, target)
+        name = f"masks over training step, mixmo_{arch}_m2, cut, batch {batch}"
+        ratios.append(compare(name, _masks(task, images), step, args.pairs, device))
+    return ratios
+
+
+def _masks(task: Any, images: torch.Tensor) -> Run:
+    return lambda: member_masks(task.draw(images), images.device)
+
+
+def bench_splitnet(args: argparse.Namespace, device: torch.device) -> list[Ratio]:
+    """Inference of SplitNet's parts, one after the other, over the undivided network."""
+    ratios = []
+    for name, whole in (("splitnet_resnet50_s2", "resnet50"), ("splitnet_wrn28_10_s2", "wrn28_10")):
+        parts, plain = (timm.create_model(n, num_classes=100).to(device).eval() for n in (name, whole))
+        for batch in (1, 8):
+            images = torch.randn(batch, *plain.pretrained_cfg["input_size"], device=device)
+            label = f"inference, {name} over {whole}, batch {batch}"
+            ratios.append(compare(label, _inference(parts, images), _inference(plain, images), args.pairs, device))
+    return ratios
+
+
+def _inference(model: nn.Module, images: torch.Tensor) -> Run:
+    def run() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    return run
+
+
+CASES = {"mixmo": bench_mixmo, "masks": bench_masks, "splitnet": bench_splitnet}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--pairs", type=int, default=9, help="counted pairs per figure")
+    parser.add_argument("--batch", type=int, default=64, help="batch of the small networks")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("output/benchmark.json"))
+    args = parser.parse_args(argv)
+    if args.pairs < 1 or args.batch < 2:
+        raise UsageError(f"--pairs must be >= 1 and --batch >= 2, got {args.pairs} and {args.batch}")
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda, but torch sees no GPU; take --device cpu")
+    torch.manual_seed(0)
+    rows: list[Ratio] = []
+    for case in args.cases:
+        for row in CASES[case](args, device):
+            print(
+                f"{row.ratio:7.3f}  [{row.least:.3f} .. {row.largest:.3f}]  {row.name}  "
+                f"({1e3 * row.seconds_a:.2f} / {1e3 * row.seconds_b:.2f} ms, {row.pairs} pairs)",
+                flush=True,
+            )
+            rows.append(row)
+    write_json(args.output, {**describe_machine(device), "ratios": [asdict(row) for row in rows]})
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    run_script(main)
