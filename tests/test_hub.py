@@ -65,6 +65,35 @@ def test_an_earlier_save_is_replaced_and_nothing_else_is(model, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "mine"]
 
 
+def test_what_else_lies_in_a_saved_folder_stays(model, tmp_path):
+    save_pretrained(model, tmp_path / "m")
+    (tmp_path / "m" / "README.md").write_text("mine")
+    (tmp_path / "m" / ".git").mkdir()
+    with torch.no_grad():
+        model.heads[0].bias.fill_(7)
+    save_pretrained(model, tmp_path / "m")
+    assert (tmp_path / "m" / "README.md").read_text() == "mine"
+    assert (tmp_path / "m" / ".git").is_dir()
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
+    assert (again.heads[0].bias == 7).all()
+
+
+def test_an_ensemble_chosen_later_is_saved(model, tmp_path):
+    model.ensemble = "softmax"
+    save_pretrained(model, tmp_path / "m")
+    assert timm.create_model(f"local-dir:{tmp_path / 'm'}").ensemble == "softmax"
+
+
+def test_a_compiled_model_is_saved_without_its_wrapper(model, tmp_path):
+    save_pretrained(torch.compile(model), tmp_path / "m")
+    assert timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).num_members == 2
+
+
+def test_a_feature_extractor_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="wanted a whole model, got FeatureGetterNet without num_classes"):
+        save_pretrained(timm.create_model("mixmo_wrn16_2_m2", features_only=True), tmp_path / "m")
+
+
 def test_another_number_of_names_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="label_names must name 3 classes, got 2"):
         save_pretrained(model, tmp_path / "m", label_names=["a", "b"])

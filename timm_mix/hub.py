@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from timm.models import save_for_hf
+from timm.utils import unwrap_model
 from torch import nn
 
 __all__ = ["save_pretrained"]
@@ -24,7 +25,8 @@ def save_pretrained(
     """Write a hub-ready folder that `timm.create_model('local-dir:<folder>', pretrained=True)` loads.
 
     A folded or any other plain timm model loads without timm_mix; a model with members after `import timm_mix`.
-    The folder appears under its name only when it is whole, and replaces one that this function wrote before.
+    A new folder appears under its name only when it is whole. In an earlier save the two files are replaced, each at
+    once, and whatever else lies there (a README, .git) stays.
 
     Args:
         label_names: class names in the order of the logits.
@@ -32,7 +34,10 @@ def save_pretrained(
     Raises:
         ValueError: `folder` exists and is something else than an earlier save; label_names of another length.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
+    model = unwrap_model(model)
+    if not hasattr(model, "num_classes"):
+        raise ValueError(f"wanted a whole model, got {type(model).__name__} without num_classes; save the model itself")
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"label_names must name {model.num_classes} classes, got {len(label_names)}")
     if folder.exists() and not _is_model_folder(folder):
@@ -43,17 +48,32 @@ def save_pretrained(
         model_config = {"label_names": label_names} if label_names is not None else None
         # safetensors takes contiguous tensors only, a channels_last model has others
         model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
-        save_for_hf(model, str(scratch), model_config=model_config, safe_serialization=True, data_config=data_config)
+        # the ensemble may have been chosen after the model was created
+        model_args = {"ensemble": model.ensemble} if hasattr(model, "ensemble") else None
+        save_for_hf(
+            model,
+            str(scratch),
+            model_config=model_config,
+            model_args=model_args,
+            safe_serialization=True,
+            data_config=data_config,
+        )
         for file in scratch.iterdir():
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
-        scratch.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
+        _put_in_place(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _put_in_place(scratch: Path, folder: Path) -> None:
+    if not folder.exists():
+        scratch.chmod(0o755)
+        scratch.rename(folder)
+        return
+    for name in ("model.safetensors", "config.json"):  # weights first: a config never speaks of weights to come
+        os.replace(scratch / name, folder / name)
 
 
 def _is_model_folder(folder: Path) -> bool:

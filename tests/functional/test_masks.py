@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from timm_mix.functional.masks import box_masks, check_masks, draw_boxes, linear_masks
+from timm_mix.functional.masks import box_masks, check_masks, check_shares, draw_boxes, linear_masks
 
 B, M, H, W = 5, 3, 11, 7
+ENCODED = torch.zeros(B, 13, H, W)
 
 
 def test_linear_masks_hold_the_ratio_at_every_place():
@@ -63,7 +64,9 @@ def test_box_masks_are_one_inside_and_zero_outside():
 @pytest.mark.parametrize("channels", [1, 13])
 def test_masks_of_the_contract_are_accepted(batch, channels):
     masks = torch.rand(batch, M, channels, H, W)
-    check_masks(masks / masks.sum(1, keepdim=True), B, M, (13, H, W))
+    masks = masks / masks.sum(1, keepdim=True)
+    check_masks(masks, M, ENCODED)
+    check_shares(masks)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,26 @@ def test_masks_of_the_contract_are_accepted(batch, channels):
 )
 def test_masks_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"masks must be \[5 or 1, 3, 1 or 13, 11, 7\].*got \["):
-        check_masks(torch.full(shape, 1 / 3), B, M, (13, H, W))
+        check_masks(torch.full(shape, 1 / 3), M, ENCODED)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (torch.ones(B, M, 1, H, W, dtype=torch.bool), r"masks must be a floating-point tensor, got torch.bool"),
+        (np.ones((B, M, 1, H, W)), "masks must be a floating-point tensor, got ndarray"),
+        (torch.ones(B, M, 1, H, W, device="meta"), "masks must be on cpu, where the images are, got meta"),
+    ],
+)
+def test_masks_of_another_kind_are_refused(masks, message):
+    with pytest.raises(ValueError, match=message):
+        check_masks(masks, M, ENCODED)
+
+
+def test_negative_shares_are_refused():
+    masks = torch.tensor([2.0, -1.0])[None, :, None, None, None].expand(1, 2, 1, H, W)
+    with pytest.raises(ValueError, match="masks must be >= 0 at every place, got -1"):
+        check_shares(masks)
 
 
 @pytest.mark.parametrize("wrong", [0.5, float("nan")])
@@ -79,9 +101,9 @@ def test_masks_that_do_not_sum_to_one_are_refused(wrong):
     masks = torch.full((B, M, 1, H, W), 1 / M)
     masks[2, 1, 0, 3, 4] = wrong
     with pytest.raises(ValueError, match="masks must sum to 1 over the members"):
-        check_masks(masks, B, M, (13, H, W))
+        check_shares(masks)
 
 
 def test_rounding_of_half_precision_masks_is_accepted():
     ratios = torch.tensor(np.random.default_rng(0).dirichlet([2] * M, B)).to(torch.bfloat16)
-    check_masks(linear_masks(ratios, (H, W)), B, M, (13, H, W))
+    check_shares(linear_masks(ratios, (H, W)))

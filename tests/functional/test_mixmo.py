@@ -147,8 +147,10 @@ def test_probability_fades_over_the_last_twelfth():
     ("wrong", "message"),
     [
         ({"members": 0}, "members must be >= 1, got 0"),
-        ({"alpha": 0.0}, "alpha must be > 0, got 0.0"),
-        ({"alpha": float("nan")}, "alpha must be > 0, got nan"),
+        ({"alpha": 0.0}, "alpha must be > 0 and finite, got 0.0"),
+        ({"alpha": float("nan")}, "alpha must be > 0 and finite, got nan"),
+        ({"alpha": math.inf}, "alpha must be > 0 and finite, got inf"),
+        ({"alpha": "2"}, "alpha must be > 0 and finite, got '2'"),
         ({"block": "cutt"}, "block must be one of linear, cut, got 'cutt'"),
         ({"prob": 1.5}, r"prob must be in \[0, 1\], got 1.5"),
         ({"repetition": -0.1}, r"repetition must be in \[0, 1\], got -0.1"),

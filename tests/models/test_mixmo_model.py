@@ -167,6 +167,14 @@ def test_channels_last_and_bf16_autocast_agree_with_float32(name):
     assert (low.float() - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+def test_a_compiled_model_still_refuses_masks_of_another_shape():
+    compiled = torch.compile(timm.create_model("mixmo_wrn16_2_m2"), backend="eager")
+    masks = torch.full((2, 3, 1, 32, 32), 1 / 3)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"masks must be \[2 or 1, 2, 1 or 16, 32, 32\]"):
+        compiled(_images(2, 2, 3, 32, 32), masks=masks)
+    torch.compiler.reset()
+
+
 def test_compiles_as_one_graph_with_masks():
     model = timm.create_model("mixmo_wrn16_2_m2", num_classes=K).eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -174,12 +182,30 @@ def test_compiles_as_one_graph_with_masks():
     torch.testing.assert_close(compiled(x, masks=masks, return_members=True), model(x, masks, True))
 
 
-def test_reset_classifier_gives_every_member_a_new_head_and_fold_follows():
-    model = timm.create_model("mixmo", backbone="resnet18", members=3)
-    model.reset_classifier(7, "max")
+@pytest.mark.parametrize(("family", "pool"), [("resnet", "max"), ("vit", "avg"), ("swin", "max")])
+def test_a_new_classifier_and_pooling_reach_fold_and_reload(family, pool, tmp_path):
+    model = _stirred(_create(family)).eval()
+    model.reset_classifier(7, pool)
     x = _images(2, 3, 64, 64)
-    assert model.eval()(x, return_members=True).shape == (2, 3, 7)
+    assert model(x, return_members=True).shape == (2, 3, 7)
     torch.testing.assert_close(model.fold()(x), model(x), rtol=1e-4, atol=1e-5)
+    if family != "vit":  # timm's own ViT builds another norm for 'avg' than reset_classifier leaves
+        timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+        again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_saved_weights_adapt_to_another_image_size(family, tmp_path):
+    model = _create(family).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=128).eval()
+    plain = timm.create_model(FAMILIES[family][0], **{**FAMILIES[family][1], **model.backbone_kwargs, "img_size": 128})
+    assert other.core.state_dict().keys() <= plain.state_dict().keys()
+    assert other(_images(1, 3, 128, 128)).shape == (1, K)
+    for name, value in model.core.state_dict().items():
+        if value.shape == other.core.state_dict()[name].shape and "relative_position_index" not in name:
+            torch.testing.assert_close(other.core.state_dict()[name], value)
 
 
 def test_folding_leaves_the_model_as_it_was():
@@ -209,6 +235,14 @@ def test_pretrained_weights_adapt_to_other_channels_and_classes(tmp_path):
     torch.testing.assert_close(other.encoders[1].weight, model.encoders[1].weight.sum(1, keepdim=True))
 
 
+def test_parameter_groups_of_a_backbone_with_a_matching_function():
+    model = timm.create_model("mixmo", backbone="inception_v3", device="meta")
+    groups = timm.models.group_parameters(model, model.group_matcher(), reverse=True)
+    assert groups["encoders.0.weight"] == 0
+    assert groups["heads.0.weight"] == max(groups.values())
+    assert len(set(groups.values())) > 3
+
+
 def test_parameter_groups_go_from_encoders_to_heads():
     from timm.optim import param_groups_layer_decay
 
@@ -217,7 +251,7 @@ def test_parameter_groups_go_from_encoders_to_heads():
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     scales = {name: scale[id(p)] for name, p in model.named_parameters()}
     assert scales["heads.0.weight"] == scales["heads.1.weight"] == 1
-    assert scales["encoders.0.weight"] == min(scales.values())
+    assert scales["encoders.0.weight"] == scales["core.stem.1.weight"] == min(scales.values())
     assert scales["core.stages.3.blocks.0.mlp.fc1.weight"] > scales["core.stages.0.blocks.0.mlp.fc1.weight"]
 
 
@@ -227,6 +261,13 @@ def test_parameter_groups_go_from_encoders_to_heads():
         ({"backbone": "resnett18"}, "backbone must be a model name that timm knows .*got 'resnett18'"),
         ({"members": 0}, "members must be an integer >= 1, got 0"),
         ({"members": 2.5}, "members must be an integer >= 1, got 2.5"),
+        ({"members": True}, "members must be an integer >= 1, got True"),
+        ({"backbone": 3}, "backbone must be a model name that timm knows .*got 3"),
+        ({"backbone": "resnet18.nonsense"}, "backbone must be a model name that timm knows .*got 'resnet18.nonsense'"),
+        ({"backbone": "efficientvit_m0"}, "removing 'head.linear' from efficientvit_m0 removes 'head.bn"),
+        ({"backbone": "twins_svt_small"}, "twins_svt_small needs the image itself behind its first convolution"),
+        ({"global_pool": ""}, "MixMo's heads need pooled features, got global_pool=''"),
+        ({"features_only": True, "feature_cls": "hook"}, "need feature_cls='getter'"),
         ({"ensemble": "mean"}, "ensemble must be one of logits, softmax, max, got 'mean'"),
         ({"backbone": "deit_tiny_distilled_patch16_224"}, "copies the one linear classifier, but deit_tiny_dist"),
         ({"backbone": "crossvit_9_240"}, "copies the one convolution that reads the image, but crossvit_9_240"),
@@ -236,6 +277,12 @@ def test_parameter_groups_go_from_encoders_to_heads():
 def test_wrong_settings_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model("mixmo", device="meta", **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"backbone": "wrn16_2"}, {"members": 3}])
+def test_named_models_keep_their_backbone_and_members(kwargs):
+    with pytest.raises(ValueError, match=r"mixmo_resnet18_m2 has a fixed .*create_model\('mixmo'"):
+        timm.create_model("mixmo_resnet18_m2", device="meta", **kwargs)
 
 
 def test_unknown_settings_of_the_backbone_are_refused():

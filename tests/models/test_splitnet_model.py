@@ -101,6 +101,41 @@ def test_features_lie_side_by_side_on_the_channel_axis():
     assert features.shape[1] == model.num_features == 2 * 352
 
 
+@pytest.mark.parametrize(
+    "backbone", ["mixer_s32_224", "levit_128s", "pvt_v2_b0", "nest_tiny_jx", "swin_tiny_patch4_window7_224"]
+)
+def test_features_of_any_family_lie_on_their_own_channel_axis(backbone):
+    model = _create(backbone=backbone, split=2, divide=False, device="meta").eval()
+    x = torch.zeros(1, *model.pretrained_cfg["input_size"], device="meta")
+    one = model.subnets[0].forward_features(x)
+    features = model.forward_features(x)
+    grown = [i for i, (a, b) in enumerate(zip(one.shape, features.shape, strict=True)) if a != b]
+    assert [features.shape[i] for i in grown] == [model.num_features]
+    assert model.forward_head(features).shape == (1, K)
+
+
+def test_intermediate_tokens_lie_side_by_side_with_their_prefixes():
+    model = _create(backbone="vit_tiny_patch16_224", split=2, divide=False, depth=2, img_size=64)
+    levels = model.forward_intermediates(
+        _images(1, 3, 64, 64), output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+    )
+    assert [tuple(t.shape) for t in levels[0]] == [(1, 16, 384), (1, 1, 384)]
+
+
+def test_named_models_keep_their_division():
+    with pytest.raises(ValueError, match="splitnet_resnet18_s2 has a fixed split"):
+        timm.create_model("splitnet_resnet18_s2", split=4, device="meta")
+
+
+def test_a_new_pooling_is_saved(tmp_path):
+    model = _create("splitnet_resnet18_s2").eval()
+    model.reset_classifier(7, "max")
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = _images(1, 3, 64, 64)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
 def test_undivided_parts_make_a_deep_ensemble_of_any_family():
     model = _create(backbone="vit_tiny_patch16_224", split=3, divide=False, depth=2, img_size=64).eval()
     x = _images(2, 3, 64, 64)
@@ -123,6 +158,8 @@ def test_generic_model_reloads_from_its_config(tmp_path):
         ({"backbone": "convnext_atto"}, "no division rule for 'convnext_atto'.*divide=False"),
         ({"backbone": "resnet"}, "backbone must be a model name that timm knows"),
         ({"split": 0}, "split must be an integer >= 1, got 0"),
+        ({"split": True}, "split must be an integer >= 1, got True"),
+        ({"features_only": True, "feature_cls": "fx"}, "need feature_cls='getter'"),
         ({"ensemble": "mean"}, "ensemble must be one of logits, softmax, max, got 'mean'"),
     ],
 )

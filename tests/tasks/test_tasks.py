@@ -208,6 +208,7 @@ def test_a_compiled_model_gives_the_same_loss(name):
         (nn.CrossEntropyLoss(label_smoothing=0.1), True),
         (LabelSmoothingCrossEntropy(0.1), False),
         (SoftTargetCrossEntropy(), True),
+        (lambda z, y: -z.log_softmax(-1).gather(1, y[:, None]).square().mean(), False),
         (BinaryCrossEntropy(smoothing=0.1), False),
         (BinaryCrossEntropy(), True),
     ],
@@ -221,6 +222,28 @@ def test_any_criterion_is_taken_per_sample(criterion, soft):
             torch.testing.assert_close(losses[b, i], criterion(logits[b, i][None], target[b, i][None]))
 
 
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        nn.CrossEntropyLoss(weight=torch.arange(1.0, K + 1)),
+        nn.CrossEntropyLoss(ignore_index=2),
+        nn.CrossEntropyLoss(weight=torch.arange(1.0, K + 1), label_smoothing=0.1, ignore_index=1),
+    ],
+)
+def test_weighted_and_ignored_labels_count_as_in_the_criterion_itself(criterion):
+    logits, target = torch.randn(B, 3, K), torch.arange(B * 3).view(B, 3) % K
+    expected = criterion(logits.flatten(0, 1), target.flatten())
+    torch.testing.assert_close(per_sample_loss(criterion, logits, target).mean(), expected)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_criterion_that_does_not_average_is_refused(reduction):
+    with pytest.raises(ValueError, match=f"criterion must average over the batch .*got '{reduction}'"):
+        per_sample_loss(nn.CrossEntropyLoss(reduction=reduction), torch.randn(B, 3, K), torch.zeros(B, 3).long())
+    with pytest.raises(ValueError, match="criterion must return the mean over a batch, one number"):
+        per_sample_loss(lambda z, y: z.sum(-1), torch.randn(B, 3, K), torch.zeros(B, 3).long())
+
+
 def test_the_criterion_is_used():
     x, y = _batch()
     plain = _task("mixmo", seed=3)(x, y)["loss"]
@@ -232,11 +255,16 @@ def test_the_criterion_is_used():
     [
         ("mixmoo", {}, "task must be one of mixmo, cotraining, got 'mixmoo'"),
         ("mixmo", {"alhpa": 1}, "task mixmo has no setting 'alhpa'; it has alpha, block"),
-        ("mixmo", {"alpha": 0}, "alpha must be > 0, got 0"),
+        ("mixmo", {"alpha": 0}, "alpha must be > 0 and finite, got 0"),
         ("mixmo", {"r": 0.5}, "r must be >= 1"),
         ("mixmo", {"block": "cow"}, "block must be one of linear, cut, got 'cow'"),
-        ("mixmo", {"total_steps": 0}, r"total_steps must be >= 1 \(or None\), got 0"),
-        ("cotraining", {"weight": -1}, "weight must be >= 0, got -1"),
+        ("mixmo", {"total_steps": 0}, r"total_steps must be an integer >= 1 \(or None\), got 0"),
+        ("mixmo", {"steps_per_epoch": True}, r"steps_per_epoch must be an integer >= 1 \(or None\), got True"),
+        ("mixmo", {"total_steps": 5, "steps_per_epoch": 7}, "an epoch of 7 steps is longer than the training"),
+        ("mixmo", {"seed": -1}, "seed must be an integer >= 0, got -1"),
+        ("mixmo", {"r": float("nan")}, "r must be >= 1 .*got nan"),
+        ("cotraining", {"weight": math.inf}, "weight must be >= 0 and finite, got inf"),
+        ("cotraining", {"weight": -1}, "weight must be >= 0 and finite, got -1"),
         ("cotraining", {"warmup_epochs": 4}, "warmup_epochs=4 needs steps_per_epoch"),
     ],
 )
@@ -263,8 +291,37 @@ def test_another_number_of_classes_is_refused():
         timm_mix.create_task("mixmo", _model("mixmo"), None, num_classes=7)
 
 
-@pytest.mark.parametrize("target", [torch.zeros(B + 1, dtype=torch.long), torch.zeros(B, K + 1)])
+@pytest.mark.parametrize("target", [torch.zeros(B + 1, dtype=torch.long), torch.zeros(B, K + 1), torch.zeros(B)])
 @pytest.mark.parametrize("name", TASKS)
 def test_targets_of_another_shape_are_refused(name, target):
     with pytest.raises(ValueError, match=r"target must be \[5\] class indices or \[5, 13\] soft labels, got \["):
         _task(name)(_batch()[0], target)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_targets_of_any_integer_type_and_hard_one_hots_are_taken(name):
+    x, y = _batch()
+    expected = _task(name, seed=3)(x, y)["loss"]
+    for target in (y.int(), y.to(torch.uint8), F.one_hot(y, K), F.one_hot(y, K).bool(), F.one_hot(y, K).half()):
+        torch.testing.assert_close(_task(name, seed=3)(x, target)["loss"], expected)
+
+
+def test_a_state_of_something_else_is_refused():
+    with pytest.raises(ValueError, match=r"wanted the state of a MixMoTask \(step, rank, rng\), got foo"):
+        _task("mixmo").load_task_state({"foo": 1})
+
+
+def test_mixmo_mixes_images_and_nothing_else():
+    with pytest.raises(ValueError, match=r"input must be a batch of images \[B, C, H, W\], got \[5, 3, 3, 32, 32\]"):
+        _task("mixmo")(torch.zeros(B, 3, C, H, W), torch.zeros(B).long())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_clipping_without_the_heads_leaves_out_every_members_head(name):
+    task = _task(name)
+    model = task.get_trainable_module()
+    names = {id(p): n for n, p in model.named_parameters()}
+    clipped = {names[id(p)] for p in task.get_clip_parameters(exclude_head=True)}
+    left_out = set(names.values()) - clipped
+    assert left_out == {n for n in names.values() if n.startswith("heads.") or ".fc." in n}
+    assert len(left_out) == 2 * model.num_members

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["box_masks", "check_masks", "draw_boxes", "linear_masks"]
+__all__ = ["box_masks", "check_masks", "check_shares", "draw_boxes", "linear_masks"]
 
 
 def linear_masks(ratios: Tensor, size: tuple[int, int]) -> Tensor:
@@ -48,24 +48,39 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return (inside_rows[:, :, None] & inside_cols[:, None, :]).float()[:, None, None]
 
 
-def check_masks(masks: Tensor, batch: int, members: int, stem: tuple[int, int, int]) -> None:
-    """Check masks against the batch, the number of members and the stem's output shape.
+def check_masks(masks: Tensor, members: int, encoded: Tensor) -> None:
+    """Check type, device and shape of masks against the encoders' output; costs nothing on any device.
 
-    The sums are read on the CPU only: reading them on an accelerator would make the training step wait for it.
-
-    Shapes: masks [B|1, M, 1|C', h, w].   stem = (C', h, w).
+    Shapes: masks [B|1, M, 1|C', h, w].   encoded [B, C', h, w].
     Raises:
-        ValueError: another shape, or a place whose shares do not sum to 1.
+        ValueError: no floating-point tensor, another device, another shape.
     """
-    channels, height, width = stem
+    if not isinstance(masks, Tensor) or not masks.is_floating_point():
+        given = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
+        raise ValueError(f"masks must be a floating-point tensor, got {given}; call .float() on it")
+    if masks.device != encoded.device:
+        raise ValueError(f"masks must be on {encoded.device}, where the images are, got {masks.device}")
+    batch, channels, height, width = encoded.shape
     ok = masks.ndim == 5 and masks.shape[0] in (1, batch) and masks.shape[2] in (1, channels)
     if not ok or masks.shape[1] != members or tuple(masks.shape[3:]) != (height, width):
         raise ValueError(
             f"masks must be [{batch} or 1, {members}, 1 or {channels}, {height}, {width}] (batch, members, channels "
             f"and places of the stem's output), got {list(masks.shape)}; see model.stem_shape((H, W))"
         )
-    if masks.device.type != "cpu":
+
+
+def check_shares(masks: Tensor) -> None:
+    """Check that masks on the CPU are shares: none negative, and sums of 1 over the members.
+
+    On an accelerator they are taken as they are: reading them would make the training step wait for the device.
+
+    Raises:
+        ValueError: a negative share, or a place whose shares do not sum to 1.
+    """
+    if masks.device.type != "cpu" or masks.numel() == 0:
         return
+    if float(masks.detach().min()) < 0:
+        raise ValueError(f"masks must be >= 0 at every place, got {float(masks.detach().min()):.3g}")
     tolerance = 1e-4 if torch.finfo(masks.dtype).bits >= 32 else 2e-2
     error = float((masks.detach().sum(1) - 1).abs().max())
     if not error <= tolerance:

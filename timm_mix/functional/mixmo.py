@@ -6,6 +6,7 @@ weights w_r (eq. 5) and the schedule of the binary block. MIMO (Havasi et al., I
 setting with equal ratios and weights.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,8 +98,8 @@ def member_weights(ratios: Tensor, r: float) -> Tensor:
     Raises:
         ValueError: r < 1.
     """
-    if not r >= 1:
-        raise ValueError(f"r must be >= 1 (or math.inf), got {r}")
+    if not _is_number(r) or not r >= 1:
+        raise ValueError(f"r must be >= 1 (or math.inf), got {r!r}")
     root = ratios ** (1 / r)
     return ratios.shape[1] * root / root.sum(1, keepdim=True)
 
@@ -118,11 +119,15 @@ def _check_settings(members: int, block: str, prob: float, alpha: float, repetit
         raise ValueError(f"members must be >= 1, got {members}")
     if block not in BLOCKS:
         raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}")
-    if not alpha > 0:
-        raise ValueError(f"alpha must be > 0, got {alpha}")
+    if not _is_number(alpha) or not 0 < alpha < math.inf:
+        raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
     for name, value in (("prob", prob), ("repetition", repetition)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _draw_images(batch: int, members: int, repetition: float, rng: np.random.Generator) -> np.ndarray:

@@ -24,12 +24,13 @@ def divided_widen_factor(k: int, split: int) -> int:
 def jensen_shannon(logits: Tensor) -> Tensor:
     """JS = H(mean_i p_i) - mean_i H(p_i), natural logarithm, mean over the batch (eq. 5).
 
-    Gradients flow through every p_i. Computed in float32 from log-probabilities, so that it stays finite for
-    confident members.
+    Gradients flow through every p_i. Computed from log-probabilities, in float32 at least, so that it stays
+    finite for confident members.
 
     Shapes: logits [B, S, K].   returns a scalar in [0, ln S].
     """
-    log_p = F.log_softmax(logits.float(), dim=-1)
+    wide = logits.float() if logits.element_size() < 4 else logits
+    log_p = F.log_softmax(wide, dim=-1)
     log_mean = log_p.logsumexp(1) - math.log(logits.shape[1])  # [B, K]
     entropy_of_mean = -(log_mean.exp() * log_mean).sum(-1)
     mean_of_entropies = -(log_p.exp() * log_p).sum(-1).mean(1)

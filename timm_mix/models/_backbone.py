@@ -9,7 +9,16 @@ from timm.layers import Conv2dSame, PatchEmbed
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-__all__ = ["Parts", "backbone_cfg", "build_backbone", "first_conv_name", "is_linear_conv", "take_apart"]
+__all__ = [
+    "Parts",
+    "backbone_cfg",
+    "build_backbone",
+    "check_count",
+    "features_cfg",
+    "first_conv_name",
+    "is_linear_conv",
+    "take_apart",
+]
 
 # What a wrapper inherits from its backbone's cfg: how to feed it. Never where the backbone's own weights lie.
 _INHERITED = (
@@ -38,8 +47,7 @@ def build_backbone(name: str, **kwargs: Any) -> nn.Module:
     Raises:
         ValueError: an unknown name, or a name with a source such as 'hf-hub:'.
     """
-    if not isinstance(name, str) or not timm.is_model(name.split(".")[0]):
-        raise ValueError(f"backbone must be a model name that timm knows (timm.list_models()), got {name!r}")
+    _known_cfg(name)
     return timm.create_model(name, pretrained=False, **kwargs)
 
 
@@ -49,12 +57,23 @@ def backbone_cfg(name: str, first_conv: Tuple[str, ...], classifier: Tuple[str, 
     Raises:
         ValueError: a name that timm does not know.
     """
-    cfg = get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
-    if cfg is None:
-        raise ValueError(f"backbone must be a model name that timm knows (timm.list_models()), got {name!r}")
-    values = cfg.to_dict()
+    values = _known_cfg(name).to_dict()
     inherited = {key: values[key] for key in _INHERITED if values.get(key) is not None}
     return {**inherited, "first_conv": first_conv, "classifier": classifier}
+
+
+def features_cfg(name: str, kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """timm's feature_cfg of a wrapper: the backbone's own default levels, read through forward_intermediates.
+
+    Raises:
+        ValueError: another feature_cls than 'getter'; the others rebuild a network from its children.
+    """
+    if kwargs.pop("feature_cls", "getter") != "getter":
+        raise ValueError("features of a model with members need feature_cls='getter' (the default)")
+    cfg: Dict[str, Any] = {"feature_cls": "getter"}
+    if kwargs.get("features_only"):
+        cfg["out_indices"] = build_backbone(name, features_only=True, device="meta").feature_info.out_indices
+    return cfg
 
 
 def first_conv_name(model: nn.Module) -> str:
@@ -86,18 +105,35 @@ def take_apart(name: str, members: int, num_classes: int, **kwargs: Any) -> Part
     Raises:
         ValueError: members < 1, an unknown name, or a backbone without a single first convolution and classifier.
     """
-    if not isinstance(members, int) or members < 1:
-        raise ValueError(f"members must be an integer >= 1, got {members!r}")
+    check_count("members", members)
     core = build_backbone(name, num_classes=num_classes, **kwargs)
+    if num_classes > 0 and kwargs.get("global_pool") == "":
+        raise ValueError("MixMo's heads need pooled features, got global_pool=''; take 'avg', or num_classes=0")
     encoders, heads = [_encoder(core)], _heads(core)
     for _ in range(members - 1):
         copy = build_backbone(name, num_classes=num_classes, **kwargs)
         encoders.append(_encoder(copy))
         heads += _heads(copy)
-    _remove_first_conv(core)
+    _remove_first_conv(core, encoders[0])
     if num_classes > 0:
-        core.reset_classifier(0)
+        _remove_classifier(core)
     return Parts(core, nn.ModuleList(encoders), nn.ModuleList(heads))
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` is an integer >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _known_cfg(name: Any) -> Any:
+    error = ValueError(f"backbone must be a model name that timm knows (timm.list_models()), got {name!r}")
+    if not isinstance(name, str) or not timm.is_model(name.split(".")[0]):
+        raise error
+    try:
+        return get_pretrained_cfg(name)
+    except RuntimeError:  # the architecture is known, its tag is not
+        raise error from None
 
 
 def _name(model: nn.Module) -> str:
@@ -135,16 +171,45 @@ def _as_linear(conv: nn.Conv2d) -> nn.Linear:
     return linear
 
 
-def _remove_first_conv(core: nn.Module) -> None:
+def _remove_first_conv(core: nn.Module, encoder: nn.Module) -> None:
     name = first_conv_name(core)
     parent = core.get_submodule(name.rpartition(".")[0])
+    core.set_submodule(name, nn.Identity())
     if isinstance(parent, PatchEmbed):
         if parent.dynamic_img_pad:
             raise ValueError(
                 f"{_name(core)} pads the image inside its patch embedding (dynamic_img_pad), which the members would "
-                "miss; build it without strict_img_size=False"
+                "miss; build it without dynamic_img_pad or strict_img_size=False"
             )
         # what it sees from now on is the grid, one place per patch
         parent.patch_size = (1, 1)
         parent.img_size = parent.grid_size
-    core.set_submodule(name, nn.Identity())
+    elif hasattr(parent, "img_size"):
+        _try_features(core, encoder)
+
+
+@torch.no_grad()
+def _try_features(core: nn.Module, encoder: nn.Module) -> None:
+    """A patch embedding of its own may insist on seeing an image: find out now, not in the first step."""
+    weight, training = encoder.weight, core.training
+    image = torch.zeros((1, *core.pretrained_cfg["input_size"]), device=weight.device, dtype=weight.dtype)
+    try:
+        core.eval()(encoder(image[:, : core.in_chans]))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"{_name(core)} needs the image itself behind its first convolution "
+            f"({' '.join(str(error).split())[:90]}); choose another backbone"
+        ) from error
+    core.train(training)
+
+
+def _remove_classifier(core: nn.Module) -> None:
+    name = core.pretrained_cfg["classifier"]
+    before = set(core.state_dict())
+    core.reset_classifier(0)
+    lost = sorted(key for key in before - set(core.state_dict()) if not key.startswith(f"{name}."))
+    if lost:
+        raise ValueError(
+            f"MixMo shares everything but the linear classifier, but removing {name!r} from {_name(core)} removes "
+            f"{lost[0]!r} as well; choose another backbone"
+        )

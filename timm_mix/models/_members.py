@@ -5,21 +5,25 @@ Inputs are [B, C, H, W] (all members see the same image) or [B, N, C, H, W] (one
 traced graph serves every way of calling a model.
 """
 
-from typing import Any, Dict, List, Optional
+import math
+import re
+from typing import Any, Callable, Dict, List, Optional, Union
 
 import torch
 from timm.models import register_notrace_function
 
-from timm_mix.functional.masks import check_masks
+from timm_mix.functional.masks import check_masks, check_shares
 
 __all__ = [
     "ENSEMBLES",
     "check_ensemble",
+    "concat_channels",
     "member_output",
     "mix_members",
     "prefix_matcher",
     "reduce_members",
     "select_member",
+    "split_channels",
 ]
 
 ENSEMBLES = ("logits", "softmax", "max")
@@ -62,7 +66,7 @@ def mix_members(encoded: List[torch.Tensor], masks: Optional[torch.Tensor]) -> t
             mixed = mixed + encoded[i]
         return mixed
     if not torch.jit.is_scripting():
-        _check_masks(masks, encoded[0], members)
+        _check(masks, encoded[0], members)
     shares = masks.to(encoded[0].dtype) * members
     mixed = encoded[0] * shares[:, 0]
     for i in range(1, members):
@@ -71,10 +75,10 @@ def mix_members(encoded: List[torch.Tensor], masks: Optional[torch.Tensor]) -> t
 
 
 @torch.jit.ignore
-def _check_masks(masks: torch.Tensor, encoded: torch.Tensor, members: int) -> None:
-    if not torch.compiler.is_compiling() and masks.device.type != "meta":
-        batch, channels, height, width = encoded.shape
-        check_masks(masks, batch, members, (channels, height, width))
+def _check(masks: torch.Tensor, encoded: torch.Tensor, members: int) -> None:
+    check_masks(masks, members, encoded)
+    if not torch.compiler.is_compiling():  # what the shares are is data: no compiled graph can branch on it
+        check_shares(masks)
 
 
 def reduce_members(members: torch.Tensor, mode: str) -> torch.Tensor:
@@ -87,9 +91,7 @@ def reduce_members(members: torch.Tensor, mode: str) -> torch.Tensor:
         return members.mean(dim=1)
     if mode == "max":
         return members.amax(dim=1)
-    return torch.log_softmax(members, dim=-1).logsumexp(dim=1) - torch.log(
-        torch.tensor(members.shape[1], dtype=members.dtype, device=members.device)
-    )
+    return torch.log_softmax(members, dim=-1).logsumexp(dim=1) - math.log(members.shape[1])
 
 
 @register_notrace_function
@@ -101,8 +103,26 @@ def member_output(logits: List[torch.Tensor], return_members: bool, mode: str) -
     return reduce_members(members, mode)
 
 
-def prefix_matcher(matcher: Dict[str, Any], prefix: str) -> Dict[str, Any]:
-    """timm's group_matcher of a wrapped network, for names that begin with `prefix` (a regular expression)."""
+@register_notrace_function
+def concat_channels(features: List[torch.Tensor], channels_last: bool) -> torch.Tensor:
+    """Put the members' features side by side on the channel axis: dim 1 of maps, the last of NHWC maps and tokens."""
+    return torch.cat(features, dim=-1 if channels_last or features[0].ndim != 4 else 1)
+
+
+@register_notrace_function
+def split_channels(features: torch.Tensor, members: int, channels_last: bool) -> List[torch.Tensor]:
+    """Undo concat_channels."""
+    return list(features.chunk(members, dim=-1 if channels_last or features.ndim != 4 else 1))
+
+
+def prefix_matcher(matcher: Union[Dict[str, Any], Callable], prefix: str) -> Union[Dict[str, Any], Callable]:
+    """timm's group_matcher of a wrapped network, for names that begin with `prefix` (a regular expression).
+
+    Names without the prefix fall into the last group.
+    """
+    if callable(matcher):
+        begin = re.compile(rf"^{prefix}\.")
+        return lambda name: matcher(begin.sub("", name)) if begin.match(name) else float("inf")
 
     def wrap(pattern: str) -> str:
         return rf"^{prefix}\.(?:{pattern.replace('^', '')})"

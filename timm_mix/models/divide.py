@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from timm_mix.functional.splitnet import STAGE_WIDTHS, divided_widen_factor
+from timm_mix.models._backbone import check_count
 
 __all__ = ["divide"]
 
@@ -26,9 +27,8 @@ def divide(arch: str, split: int) -> dict[str, Any]:
         ValueError: a family without a division rule, or an S that the family cannot take.
     Reference: arXiv:2011.14660, sec. 3.1 and its published tables.
     """
-    if not isinstance(split, int) or split < 1:
-        raise ValueError(f"split must be an integer >= 1, got {split!r}")
-    name = arch.split(".")[0]
+    check_count("split", split)
+    name = str(arch).split(".")[0]
     for pattern, rule in _RULES:
         match = re.fullmatch(pattern, name)
         if match:

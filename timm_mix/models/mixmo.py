@@ -5,13 +5,23 @@ core and M linear heads give one prediction per member. Convolution and linear l
 all members on one image equals ONE plain backbone with the encoders summed and the heads averaged: `fold()`.
 """
 
+import sys
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._input import update_model_args
 from torch import nn
 
-from timm_mix.models._backbone import backbone_cfg, build_backbone, first_conv_name, is_linear_conv, take_apart
+from timm_mix.models._backbone import (
+    backbone_cfg,
+    build_backbone,
+    check_count,
+    features_cfg,
+    first_conv_name,
+    is_linear_conv,
+    take_apart,
+)
 from timm_mix.models._members import check_ensemble, member_output, mix_members, prefix_matcher, select_member
 
 __all__ = ["MixMo"]
@@ -49,6 +59,7 @@ class MixMo(nn.Module):
         parts = take_apart(backbone, members, num_classes, in_chans=in_chans, **backbone_kwargs)
         self.backbone = backbone
         self.backbone_kwargs = {k: v for k, v in backbone_kwargs.items() if k not in ("device", "dtype")}
+        self.reset_pool: Optional[str] = None  # the pooling that reset_classifier asked for
         self.num_members = members
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -115,13 +126,19 @@ class MixMo(nn.Module):
             pretrained_cfg_overlay=cfg,
             **self.backbone_kwargs,
         )
+        if self.reset_pool is not None:
+            plain.reset_classifier(self.num_classes, self.reset_pool)
         return plain.to(device=weight.device, dtype=weight.dtype)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
-        """timm's parameter groups of the core, with the encoders first and the heads last."""
+        """timm's parameter groups of the core; the encoders belong to its stem, the heads come last."""
         inner = prefix_matcher(self.core.group_matcher(coarse=coarse), "core")
-        return {"encoders": r"^encoders", **inner}
+        if callable(inner):
+            return lambda name: -1 if name.startswith("encoders.") else inner(name)
+        stem, spec = next(iter(inner.items()))
+        patterns = spec if isinstance(spec, list) else [(spec, None)]
+        return {**inner, stem: [(r"^encoders\.", None), *patterns]}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set:
@@ -138,15 +155,20 @@ class MixMo(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         """Give every member a new head (0 removes them); the pooling stays unless another is named."""
+        if num_classes > 0 and global_pool == "":
+            raise ValueError("MixMo's heads need pooled features, got global_pool=''; take 'avg', or num_classes=0")
         weight = self.encoders[0].weight
         self.core.reset_classifier(0, global_pool)
         self._follow_core()
         self.num_classes = num_classes
         if global_pool is not None:
-            self.backbone_kwargs = {**self.backbone_kwargs, "global_pool": global_pool}
-        dd = {"device": weight.device, "dtype": weight.dtype}
+            self.reset_pool = global_pool
+            update_model_args(self, global_pool=global_pool)
+        kwargs = {"device": weight.device, "dtype": weight.dtype}
+        if len(self.heads) > 0:
+            kwargs["bias"] = self.heads[0].bias is not None
         members = self.num_members if num_classes > 0 else 0
-        self.heads = nn.ModuleList(nn.Linear(self.head_hidden_size, num_classes, **dd) for _ in range(members))
+        self.heads = nn.ModuleList(nn.Linear(self.head_hidden_size, num_classes, **kwargs) for _ in range(members))
         self.heads.train(self.training)
 
     def forward_intermediates(
@@ -192,6 +214,18 @@ class MixMo(nn.Module):
         return self._predict(self.core(self.encode(x, masks)), return_members)
 
 
+def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: MixMo) -> Dict[str, torch.Tensor]:
+    """Let the backbone's own filter adapt the core's weights to another image size, where it has one."""
+    own = model.core.state_dict()
+    core = {key[len("core.") :]: value for key, value in state_dict.items() if key.startswith("core.")}
+    same_shapes = all(own[key].shape == value.shape for key, value in core.items() if key in own)
+    adapt = getattr(sys.modules[type(model.core).__module__], "checkpoint_filter_fn", None)
+    if same_shapes or adapt is None:
+        return state_dict
+    rest = {key: value for key, value in state_dict.items() if not key.startswith("core.")}
+    return {**rest, **{f"core.{key}": value for key, value in adapt(core, model.core).items()}}
+
+
 def _joined(layers: nn.ModuleList, name: str, join) -> Dict[str, torch.Tensor]:
     """Join the copies of a layer parameter by parameter."""
     names = [n for n, _ in layers[0].named_parameters()]
@@ -207,12 +241,16 @@ def _cfg(backbone: str, members: int) -> Dict[str, Any]:
 
 
 def _create_mixmo(variant: str, pretrained: bool, backbone: str, members: int, **kwargs: Any) -> MixMo:
-    feature_cfg: Dict[str, Any] = {"feature_cls": "getter"}
-    if kwargs.get("features_only"):
-        plain = build_backbone(backbone, features_only=True, device="meta")
-        feature_cfg["out_indices"] = plain.feature_info.out_indices
+    feature_cfg = features_cfg(backbone, kwargs)
     return build_model_with_cfg(
-        MixMo, variant, pretrained, feature_cfg=feature_cfg, backbone=backbone, members=members, **kwargs
+        MixMo,
+        variant,
+        pretrained,
+        feature_cfg=feature_cfg,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        backbone=backbone,
+        members=members,
+        **kwargs,
     )
 
 
@@ -235,14 +273,15 @@ default_cfgs = generate_default_cfgs(
 
 def _create_named(variant: str, pretrained: bool, **kwargs: Any) -> MixMo:
     backbone, members = _NAMED[variant]
-    return _create_mixmo(variant, pretrained, **{"backbone": backbone, "members": members, **kwargs})
+    for name in {"backbone", "members"} & set(kwargs):
+        raise ValueError(f"{variant} has a fixed {name}; use timm.create_model('mixmo', backbone=..., members=...)")
+    return _create_mixmo(variant, pretrained, backbone, members, **kwargs)
 
 
 @register_model
 def mixmo(pretrained: bool = False, backbone: str = "resnet18", members: int = 2, **kwargs: Any) -> MixMo:
     """MixMo over any timm backbone: timm.create_model('mixmo', backbone='convnext_tiny', members=3)."""
-    if not isinstance(members, int) or members < 1:
-        raise ValueError(f"members must be an integer >= 1, got {members!r}")
+    check_count("members", members)
     kwargs["pretrained_cfg"] = kwargs.get("pretrained_cfg") or {**_cfg(backbone, members), "architecture": "mixmo"}
     return _create_mixmo("mixmo", pretrained, backbone, members, **kwargs)
 

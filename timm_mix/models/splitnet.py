@@ -8,10 +8,18 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models._input import update_model_args
 from torch import nn
 
-from timm_mix.models._backbone import backbone_cfg, build_backbone
-from timm_mix.models._members import check_ensemble, member_output, prefix_matcher, select_member
+from timm_mix.models._backbone import backbone_cfg, build_backbone, check_count, features_cfg
+from timm_mix.models._members import (
+    check_ensemble,
+    concat_channels,
+    member_output,
+    prefix_matcher,
+    select_member,
+    split_channels,
+)
 from timm_mix.models.divide import divide as divided_kwargs
 
 __all__ = ["SplitNet"]
@@ -55,7 +63,7 @@ class SplitNet(nn.Module):
         self.num_members = split
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.feature_dim = _feature_dim(self.subnets[0])
+        self.channels_last = getattr(self.subnets[0], "output_fmt", "NCHW") == "NHWC"  # of feature maps, not of memory
         self._follow_parts()
 
     def _follow_parts(self) -> None:
@@ -98,6 +106,8 @@ class SplitNet(nn.Module):
         for subnet in self.subnets:
             subnet.reset_classifier(num_classes, global_pool)
         self._follow_parts()
+        if global_pool is not None:
+            update_model_args(self, global_pool=global_pool)
 
     def forward_intermediates(
         self, x: torch.Tensor, **kwargs: Any
@@ -107,10 +117,11 @@ class SplitNet(nn.Module):
             subnet.forward_intermediates(select_member(x, i, self.num_members), **kwargs)
             for i, subnet in enumerate(self.subnets)
         ]
+        nchw = kwargs.get("output_fmt", "NCHW") == "NCHW"
         if kwargs.get("intermediates_only"):
-            return [torch.cat(levels, dim=1) for levels in zip(*parts, strict=True)]
-        final = torch.cat([features for features, _ in parts], dim=self.feature_dim)
-        return final, [torch.cat(levels, dim=1) for levels in zip(*(levels for _, levels in parts), strict=True)]
+            return [_side_by_side(levels, nchw) for levels in zip(*parts, strict=True)]
+        final = concat_channels([features for features, _ in parts], self.channels_last)
+        return final, [_side_by_side(levels, nchw) for levels in zip(*(levels for _, levels in parts), strict=True)]
 
     def prune_intermediate_layers(self, indices: Union[int, List[int]] = 1, **kwargs: Any) -> List[int]:
         """Drop what the chosen features do not need; returns their indices."""
@@ -122,10 +133,10 @@ class SplitNet(nn.Module):
         features: List[torch.Tensor] = []
         for i, subnet in enumerate(self.subnets):
             features.append(subnet.forward_features(select_member(x, i, self.num_members)))
-        return torch.cat(features, dim=self.feature_dim)
+        return concat_channels(features, self.channels_last)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False, return_members: bool = False) -> torch.Tensor:
-        parts = x.chunk(self.num_members, dim=self.feature_dim)
+        parts = split_channels(x, self.num_members, self.channels_last)
         outputs: List[torch.Tensor] = []
         for i, subnet in enumerate(self.subnets):
             outputs.append(subnet.forward_head(parts[i], pre_logits=pre_logits))
@@ -143,19 +154,19 @@ class SplitNet(nn.Module):
 
 
 def _part_kwargs(backbone: str, split: int, divide: bool) -> Dict[str, Any]:
-    if not isinstance(split, int) or split < 1:
-        raise ValueError(f"split must be an integer >= 1, got {split!r}")
+    check_count("split", split)
     return divided_kwargs(backbone, split) if divide else {}
 
 
-def _feature_dim(subnet: nn.Module) -> int:
-    """Channel axis of forward_features: 1 for NCHW maps, -1 for NHWC maps and tokens."""
-    output_fmt = getattr(subnet, "output_fmt", "NCHW")
-    return 1 if output_fmt == "NCHW" and not hasattr(subnet, "patch_embed") else -1
+def _side_by_side(levels: Any, nchw: bool) -> Any:
+    """One level of all parts: maps and tokens on their channel axis, tuples (with prefix tokens) item by item."""
+    if isinstance(levels[0], (tuple, list)):
+        return tuple(_side_by_side(items, nchw) for items in zip(*levels, strict=True))
+    return torch.cat(levels, dim=1 if nchw and levels[0].ndim == 4 else -1)
 
 
 def _cfg(backbone: str, split: int) -> Dict[str, Any]:
-    plain = get_pretrained_cfg(backbone)
+    plain = get_pretrained_cfg(backbone) if isinstance(backbone, str) else None
     names = {"first_conv": plain.first_conv if plain else None, "classifier": plain.classifier if plain else None}
     return backbone_cfg(backbone, **{key: _of_parts(value, split) for key, value in names.items()})
 
@@ -166,10 +177,7 @@ def _of_parts(name: Any, split: int) -> Tuple[str, ...]:
 
 
 def _create_splitnet(variant: str, pretrained: bool, backbone: str, split: int, **kwargs: Any) -> SplitNet:
-    feature_cfg: Dict[str, Any] = {"feature_cls": "getter"}
-    if kwargs.get("features_only"):
-        plain = build_backbone(backbone, features_only=True, device="meta")
-        feature_cfg["out_indices"] = plain.feature_info.out_indices
+    feature_cfg = features_cfg(backbone, kwargs)
     return build_model_with_cfg(
         SplitNet, variant, pretrained, feature_cfg=feature_cfg, backbone=backbone, split=split, **kwargs
     )
@@ -190,14 +198,15 @@ default_cfgs = generate_default_cfgs(
 
 def _create_named(variant: str, pretrained: bool, **kwargs: Any) -> SplitNet:
     backbone, split = _NAMED[variant]
-    return _create_splitnet(variant, pretrained, **{"backbone": backbone, "split": split, **kwargs})
+    for name in {"backbone", "split"} & set(kwargs):
+        raise ValueError(f"{variant} has a fixed {name}; use timm.create_model('splitnet', backbone=..., split=...)")
+    return _create_splitnet(variant, pretrained, backbone, split, **kwargs)
 
 
 @register_model
 def splitnet(pretrained: bool = False, backbone: str = "resnet50", split: int = 2, **kwargs: Any) -> SplitNet:
     """SplitNet of any divisible timm backbone: timm.create_model('splitnet', backbone='resnet50', split=4)."""
-    if not isinstance(split, int) or split < 1:
-        raise ValueError(f"split must be an integer >= 1, got {split!r}")
+    check_count("split", split)
     kwargs["pretrained_cfg"] = kwargs.get("pretrained_cfg") or {**_cfg(backbone, split), "architecture": "splitnet"}
     return _create_splitnet("splitnet", pretrained, backbone, split, **kwargs)
 

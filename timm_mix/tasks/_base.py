@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from timm.loss import BinaryCrossEntropy
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class MemberTask(TrainingTask):
         steps_per_epoch: length of an epoch.
         rank: of this process; None asks torch.distributed.
     Raises:
-        ValueError: a model without members, another number of classes, total_steps or steps_per_epoch < 1.
+        ValueError: a model without members or classes, another number of classes, a seed < 0, total_steps or
+            steps_per_epoch < 1 or an epoch longer than the training.
     """
 
     def __init__(
@@ -48,12 +49,10 @@ class MemberTask(TrainingTask):
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ):
+        _check_clock(seed, total_steps, steps_per_epoch)
+        self._check_model(unwrap_model(model), num_classes)
         parameter = next(model.parameters())
         super().__init__(device=device or parameter.device, dtype=dtype or parameter.dtype, verbose=verbose)
-        self._check_model(unwrap_model(model), num_classes)
-        for name, value in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1 (or None), got {value}")
         self.trainable_module = model
         self.criterion = nn.CrossEntropyLoss() if criterion is None else criterion
         self.num_classes = num_classes
@@ -68,6 +67,10 @@ class MemberTask(TrainingTask):
         if not hasattr(model, "num_members"):
             raise ValueError(
                 f"{type(self).__name__} needs a model with members (mixmo_*, splitnet_*), got {type(model).__name__}"
+            )
+        if model.num_classes < 1:
+            raise ValueError(
+                f"{type(self).__name__} needs a model with a classifier, got num_classes={model.num_classes}"
             )
         if model.num_classes != num_classes:
             raise ValueError(f"num_classes={num_classes}, but the model predicts {model.num_classes} classes")
@@ -117,30 +120,84 @@ class MemberTask(TrainingTask):
         """
         if not state or ema:
             return
+        if not {"step", "rank", "rng"} <= set(state):
+            raise ValueError(f"wanted the state of a {type(self).__name__} (step, rank, rng), got {', '.join(state)}")
         self.step = state["step"]
         self.rng = np.random.default_rng([self.seed, self.rank, self.step])
         if state["rank"] == self.rank:
             self.rng.bit_generator.state = state["rng"]
 
-    def _check_target(self, input: Tensor, target: Tensor) -> None:
+    def get_clip_parameters(self, exclude_head: bool = False) -> Any:
+        """Parameters to clip; `exclude_head` leaves out the classifiers of all members."""
+        module = self.get_trainable_module()
+        if not exclude_head:
+            return module.parameters()
+        heads = unwrap_model(module).get_classifier()
+        heads = heads if isinstance(heads, tuple) else (heads,)
+        left_out = {id(p) for head in heads for p in head.parameters()}
+        return [p for p in module.parameters() if id(p) not in left_out]
+
+    def _checked_target(self, input: Tensor, target: Tensor) -> Tensor:
+        """[B] class indices as int64, or [B, K] soft labels as floating point."""
+        indices = target.ndim == 1 and not target.is_floating_point()
         soft = target.ndim == 2 and target.shape[1] == self.num_classes
-        if target.shape[:1] != input.shape[:1] or not (target.ndim == 1 or soft):
+        if target.shape[:1] != input.shape[:1] or not (indices or soft):
             raise ValueError(
                 f"target must be [{input.shape[0]}] class indices or [{input.shape[0]}, {self.num_classes}] soft "
-                f"labels, got {list(target.shape)}"
+                f"labels, got {list(target.shape)} {str(target.dtype).removeprefix('torch.')}"
             )
+        if indices:
+            return target.long()
+        return target if target.is_floating_point() else target.float()
 
 
 def per_sample_loss(criterion: Criterion, logits: Tensor, target: Tensor) -> Tensor:
-    """The criterion of every member and sample on its own, for any criterion that averages over the batch.
+    """The criterion of every member and sample on its own: their mean is criterion(all logits, all targets).
 
-    Shapes: logits [B, N, K].   target [B, N] or [B, N, K].   returns [B, N].
+    For nn.CrossEntropyLoss (class weights and ignored labels included) and every criterion that is a plain mean over
+    the samples.
+
+    Shapes: logits [B, N, K].   target [B, N] int64 or [B, N, K].   returns [B, N].
+    Raises:
+        ValueError: a criterion that does not return one number for a batch.
     """
-    z, y = logits.float().flatten(0, 1), target.flatten(0, 1)
-    if isinstance(criterion, BinaryCrossEntropy) and y.ndim == 1:
+    z = (logits.float() if logits.element_size() < 4 else logits).flatten(0, 1)
+    y = target.flatten(0, 1)
+    if type(criterion) is nn.CrossEntropyLoss:
+        return _cross_entropies(criterion, z, y).unflatten(0, logits.shape[:2])
+    if y.ndim == 1 and isinstance(criterion, BinaryCrossEntropy):
         y = _smooth_one_hot(y, z.shape[1], criterion.smoothing)  # its own scatter cannot be vectorised
+    elif y.ndim == 1 and isinstance(criterion, SoftTargetCrossEntropy):
+        y = _smooth_one_hot(y, z.shape[1], 0.0)
     losses = torch.func.vmap(lambda one, label: criterion(one[None], label[None]))(z, y)
+    if losses.shape != y.shape[:1]:
+        raise ValueError("criterion must return the mean over a batch, one number; take reduction='mean'")
     return losses.unflatten(0, logits.shape[:2])
+
+
+def _cross_entropies(criterion: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Tensor:
+    """nn.CrossEntropyLoss per sample; with indices its mean is weighted, so that the samples carry that weight."""
+    if criterion.reduction != "mean":
+        raise ValueError(f"criterion must average over the batch (reduction='mean'), got {criterion.reduction!r}")
+    weight, ignored = criterion.weight, criterion.ignore_index
+    losses = nn.functional.cross_entropy(
+        z, y, weight=weight, ignore_index=ignored, label_smoothing=criterion.label_smoothing, reduction="none"
+    )
+    if y.ndim == 1:
+        counted = (y != ignored).to(losses.dtype)
+        weights = counted if weight is None else counted * weight[y.clamp(min=0)]
+        losses = losses * (losses.numel() / weights.sum())
+    return losses
+
+
+def _check_clock(seed: int, total_steps: int | None, steps_per_epoch: int | None) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    for name, value in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be an integer >= 1 (or None), got {value!r}")
+    if total_steps is not None and steps_per_epoch is not None and steps_per_epoch > total_steps:
+        raise ValueError(f"an epoch of {steps_per_epoch} steps is longer than the training, total_steps={total_steps}")
 
 
 def _smooth_one_hot(y: Tensor, num_classes: int, smoothing: float) -> Tensor:

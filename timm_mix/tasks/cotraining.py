@@ -1,5 +1,6 @@
 """Co-training of the parts of a SplitNet (Zhao et al., arXiv:2011.14660), as a timm training task."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ __all__ = ["CoTrainingTask"]
 
 class CoTrainingTask(MemberTask):
     """Every part learns from the labels, and from the other parts: sum_i CE_i + w JS (paper, eq. 4 and 5).
+
+    Made for SplitNet; any model with members will do.
 
     Args:
         weight: w of the Jensen-Shannon divergence; 0 trains the parts separately.
@@ -40,15 +43,15 @@ class CoTrainingTask(MemberTask):
     ):
         super().__init__(model, criterion, **kwargs)
         for name, value in (("weight", weight), ("warmup_epochs", warmup_epochs)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
         if warmup_epochs and self.steps_per_epoch is None:
             raise ValueError(f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the number of batches in an epoch")
         self.weight = weight
         self.warmup_epochs = warmup_epochs
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        self._check_target(input, target)
+        target = self._checked_target(input, target)
         logits = self.trainable_module(input, return_members=True)
         ce = torch.stack([self.criterion(part.float(), target) for part in logits.unbind(1)]).sum()
         cot = jensen_shannon(logits)

@@ -80,7 +80,9 @@ class MixMoTask(MemberTask):
 
     def forward(self, input: Tensor, target: Tensor, plan: MixMoPlan | None = None) -> dict[str, Tensor]:
         """One step; `plan` fixes its chance (drawn when it is None)."""
-        self._check_target(input, target)
+        if input.ndim != 4:
+            raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
+        target = self._checked_target(input, target)
         plan = self.draw(input) if plan is None else plan
         images = torch.from_numpy(plan.images).to(input.device, non_blocking=True)
         members = input[images.T].transpose(0, 1)  # [B, M, C, H, W], every member contiguous in memory

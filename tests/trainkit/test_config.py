@@ -1,0 +1,214 @@
+"""Settings: which source wins, what becomes of every type, and one line for every mistake."""
+
+import math
+from pathlib import Path
+
+import pytest
+import timm
+
+from trainkit.config import Config, load_recipe, parse_config
+from trainkit.errors import UsageError
+
+RECIPES = Path(__file__).parents[2] / "train_scripts" / "recipes"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Write a recipe, get its path."""
+
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def refused(argv, line):
+    with pytest.raises(UsageError, match=line) as caught:
+        parse_config(argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_default(recipe):
+    config = parse_config(["--config", recipe("epochs: 7\nlr: 0.3\n"), "--epochs", "3"])
+    assert (config.epochs, config.lr, config.momentum) == (3, 0.3, 0.9)
+
+
+def test_the_place_of_the_config_flag_does_not_matter(recipe):
+    path = recipe("epochs: 7\n")
+    assert parse_config(["--epochs", "3", "--config", path]) == parse_config(["--config", path, "--epochs", "3"])
+
+
+def test_without_arguments_all_is_default():
+    assert parse_config([]) == Config()
+
+
+def test_the_seed_and_the_folder_come_from_the_settings(tmp_path):
+    assert parse_config(["--output", str(tmp_path)]).folder == tmp_path / "mixmo_wrn16_2_m2"
+    assert parse_config(["--output", str(tmp_path), "--experiment", "mine"]).folder == tmp_path / "mine"
+    assert parse_config(["--model", "hf-hub:a/b"]).folder == Path("output/hf-hub_a_b")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("amp: true", "amp", True),
+        ("amp: off", "amp", False),
+        ("lr: 1e-4", "lr", 1e-4),  # text to yaml 1.1
+        ("lr: 1.0e-4", "lr", 1e-4),
+        ("lr: 1", "lr", 1.0),
+        ("clip_grad: 5e-1", "clip_grad", 0.5),
+        ("clip_grad: null", "clip_grad", None),
+        ("clip_grad:", "clip_grad", None),
+        ("data_dir: ~", "data_dir", None),
+        ("mean: [0.1, 2, 1e-1]", "mean", (0.1, 2.0, 0.1)),
+        ("mean: null", "mean", None),
+        ("decay_milestones: [3, 5]", "decay_milestones", (3, 5)),
+        ("epochs: 11", "epochs", 11),
+        ("num_classes: 13", "num_classes", 13),
+        ("data_dir: some/where", "data_dir", "some/where"),
+        ("mix: {block: cut, r: .inf, alpha: 1e-1, mimo: false}", "mix", "mapping"),
+        ("model_kwargs: {}", "model_kwargs", {}),
+    ],
+)
+def test_a_recipe_value_becomes_its_type(recipe, text, name, value):
+    if value == "mapping":
+        value = {"block": "cut", "r": math.inf, "alpha": 0.1, "mimo": False}
+    got = getattr(parse_config(["--config", recipe(text)]), name)
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--amp"], "amp", True),
+        (["--no-amp"], "amp", False),
+        (["--lr", "1e-4"], "lr", 1e-4),
+        (["--lr", "1"], "lr", 1.0),
+        (["--decay-epochs", "2"], "decay_epochs", 2.0),
+        (["--clip-grad", "5e-1"], "clip_grad", 0.5),
+        (["--mean", "0.1", "2", "1e-1"], "mean", (0.1, 2.0, 0.1)),
+        (["--decay-milestones", "3", "5"], "decay_milestones", (3, 5)),
+        (["--num-classes", "13"], "num_classes", 13),
+        (["--data-dir", "1e-4"], "data_dir", "1e-4"),
+        (["--mix", "alpha=1e-1", "r=inf", "members=3", "mimo=true", "block=cut"], "mix", "mapping"),
+        (["--model-kwargs", "name=a=b"], "model_kwargs", {"name": "a=b"}),
+    ],
+)
+def test_a_flag_value_becomes_its_type(argv, name, value):
+    if value == "mapping":
+        value = {"alpha": 0.1, "r": math.inf, "members": 3, "mimo": True, "block": "cut"}
+    got = getattr(parse_config(argv), name)
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize("name", ["mix", "model_kwargs"])
+def test_pairs_merge_over_those_of_the_recipe(recipe, name):
+    flag = f"--{name.replace('_', '-')}"
+    config = parse_config(["--config", recipe(f"{name}: {{block: cut, alpha: 2.0}}"), flag, "alpha=1", "r=4"])
+    assert getattr(config, name) == {"block": "cut", "alpha": 1, "r": 4}
+
+
+def test_a_list_flag_replaces_that_of_the_recipe(recipe):
+    assert parse_config(["--config", recipe("mean: [1, 2, 3]"), "--mean", "5"]).mean == (5.0,)
+
+
+def test_a_no_flag_takes_back_what_the_recipe_switches_on(recipe):
+    assert parse_config(["--config", recipe("amp: true\nmodel_ema: true"), "--no-amp"]) == Config(model_ema=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("epoch: 3", "recipe .*recipe.yaml has an unknown key 'epoch'; did you mean 'epochs'"),
+        ("batch-size: 3", "unknown key 'batch-size'; did you mean 'batch_size'"),
+        ("zzzzzz: 3", "unknown key 'zzzzzz'; see train.py --help"),
+        ("3: 3", "unknown key 3; see train.py --help"),
+        ("epochs: 3.5", "epochs must be a value of type int, got 3.5"),
+        ("epochs: '3'", "epochs must be a value of type int, got '3'"),
+        ("epochs: true", "epochs must be a value of type int, got True"),
+        ("epochs: null", "epochs must be a value of type int, got None"),
+        ("lr: fast", "lr must be a value of type float, got 'fast'"),
+        ("lr: true", "lr must be a value of type float, got True"),
+        ("lr: [1.0]", r"lr must be a value of type float, got \[1.0\]"),
+        ("amp: 1", "amp must be a value of type bool, got 1"),
+        ("model: 3", "model must be a value of type str, got 3"),
+        ("mean: 0.5", "mean must be a list, got 0.5"),
+        ("mean: [a, 0.5]", "mean must be a value of type float, got 'a'"),
+        ("decay_milestones: [1.5]", "decay_milestones must be a value of type int, got 1.5"),
+        ("mix: cut", "mix must be a mapping, got 'cut'"),
+        ("mix:", "mix must be a mapping, got None"),
+        ("- epochs", "recipe.yaml must be a mapping of settings, got list"),
+        ("", "recipe.yaml must be a mapping of settings, got NoneType"),
+        ("epochs: [1\nlr: {", "recipe.yaml is not valid yaml: "),
+        ("\tepochs: 1", "recipe.yaml is not valid yaml: "),
+        ("task: mixmoo", "task must be one of classification, mixmo, cotraining, got 'mixmoo'"),
+        ("epochs: 0", "epochs must be >= 1, got 0"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_one_line(recipe, text, line):
+    refused(["--config", recipe(text)], line)
+
+
+def test_a_recipe_that_is_no_text_is_one_line(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00epochs")
+    refused(["--config", str(tmp_path / "recipe.yaml")], "recipe.yaml is not valid yaml: ")
+
+
+def test_a_missing_recipe_is_one_line(tmp_path):
+    refused(["--config", str(tmp_path / "no.yaml")], "cannot read recipe .*no.yaml: No such file or directory")
+    refused(["--config", str(tmp_path)], "cannot read recipe .*: Is a directory")
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3; see .* --help"),
+        (["epochs=3"], "unrecognized arguments: epochs=3; see .* --help"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'; see .* --help"),
+        (["--epochs", "3.0"], "argument --epochs: invalid int value: '3.0'"),
+        (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
+        (["--mean", "a"], "argument --mean: invalid float value: 'a'"),
+        (["--epochs"], "argument --epochs: expected one argument"),
+        (["--amp", "true"], "unrecognized arguments: true"),
+        (["--mix", "cut"], "--mix takes key=value pairs, got 'cut'"),
+        (["--mix", "=cut"], "--mix takes key=value pairs, got '=cut'"),
+        (["--model-kwargs", "members"], "--model-kwargs takes key=value pairs, got 'members'"),
+        (["--model-kwargs", "members={"], r"--model-kwargs.*'members=\{'"),
+        (["--task", "mixup"], "task must be one of classification, mixmo, cotraining, got 'mixup'"),
+        (["--aug", "big"], "aug must be one of small, imagenet, none, got 'big'"),
+        (["--amp-dtype", "fp16"], "amp_dtype must be one of bfloat16, float16, got 'fp16'"),
+        (["--clip-mode", "max"], "clip_mode must be one of norm, value, agc, got 'max'"),
+        (["--export", "first"], "export must be one of last, best, got 'first'"),
+        (["--epochs", "0"], "epochs must be >= 1, got 0"),
+        (["--epochs", "-1"], "epochs must be >= 1, got -1"),
+        (["--batch-size", "0"], "batch_size must be >= 1, got 0"),
+        (["--batch-repeats", "0"], "batch_repeats must be >= 1, got 0"),
+        (["--grad-accum-steps", "0"], "grad_accum_steps must be >= 1, got 0"),
+    ],
+)
+def test_a_mistake_in_a_flag_is_one_line(argv, line):
+    refused(argv, line)
+
+
+def test_help_prints_every_setting(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_config(["--help"])
+    text = capsys.readouterr().out
+    for name in vars(Config()):
+        assert f"--{name.replace('_', '-')}" in text
+
+
+def test_there_are_recipes():
+    assert list(RECIPES.glob("**/*.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("**/*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_parses_and_names_a_model_that_timm_knows(path):
+    config = parse_config(["--config", str(path)])
+    assert timm.is_model(config.model)
+    assert set(load_recipe(path)) <= set(vars(config))
+    assert config.experiment, "two recipes of one model would share a folder"
