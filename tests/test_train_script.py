@@ -467,6 +467,8 @@ MISTAKES = {
     ),
     "torn checkpoint": (["--resume", "{root}/torn.pt"], "cannot read checkpoint .*torn.pt .*; it is torn or not ours"),
     "checkpoint of another model": (["--resume", "{root}/other.pt"], "the checkpoint does not fit this recipe"),
+    "checkpoint of a longer run": (["--resume", "{root}/longer.pt"], "longer.pt was made with epochs=7, got 1; resume"),
+    "best weights elsewhere": (["--resume", "{root}/other.pt", "--export", "best"], "--export best needs .*best.pt"),
     "model folder in use": (["--experiment", "taken"], "taken"),
 }
 GOOD = ["--task", "mixmo", "--model", "mixmo", "--model-kwargs", "backbone=wrn16_2", "--mix", "prob=0.5", "--cpu"]
@@ -510,7 +512,9 @@ def material(tmp_path_factory):
     (root / "out" / "taken" / "model").mkdir(parents=True)
     (root / "out" / "taken" / "model" / "notes.txt").write_text("mine")
     states = {"state_dict": {"w": torch.zeros(3)}, "optimizer": {}, "schedule": None, "scaler": None}
-    torch.save({"version": 1, "epoch": 0, "history": [], "task_states": [{}], **states}, root / "other.pt")
+    states.update({"version": 1, "epoch": 0, "history": [], "task_states": [{}]})
+    torch.save({**states, "config": {"epochs": 1, "sched": "cosine"}}, root / "other.pt")
+    torch.save({**states, "config": {"epochs": 7, "sched": "cosine"}}, root / "longer.pt")
     (root / "torn.pt").write_bytes((root / "other.pt").read_bytes()[:-99])
     return root
 

@@ -12,7 +12,7 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-__all__ = ["save_pretrained"]
+__all__ = ["is_model_folder", "save_pretrained"]
 
 
 def save_pretrained(
@@ -40,7 +40,7 @@ def save_pretrained(
         raise ValueError(f"wanted a whole model, got {type(model).__name__} without num_classes; save the model itself")
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"label_names must name {model.num_classes} classes, got {len(label_names)}")
-    if folder.exists() and not _is_model_folder(folder):
+    if folder.exists() and not is_model_folder(folder):
         raise ValueError(f"{folder} exists and is not a saved model; give another folder or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -76,7 +76,8 @@ def _put_in_place(scratch: Path, folder: Path) -> None:
         os.replace(scratch / name, folder / name)
 
 
-def _is_model_folder(folder: Path) -> bool:
+def is_model_folder(folder: Path) -> bool:
+    """Whether save_pretrained may write here: an earlier save, or nothing yet."""
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}

@@ -1,7 +1,8 @@
 """Train an image classifier with mixed inputs, divided networks, or plainly, on one process or many.
 
     python train_scripts/train.py --config train_scripts/recipes/digits/mixmo_wrn16_2_m2.yaml
-    accelerate launch --num_processes 2 train_scripts/train.py --config RECIPE --batch-size 32
+    accelerate launch --num_processes 2 train_scripts/train.py --config RECIPE --batch-size 32     (GPUs)
+    torchrun --nproc-per-node 2 train_scripts/train.py --config RECIPE --batch-size 16 --cpu
 
 Flags carry timm's names and override the recipe. The run's folder (--output / --experiment) gets results.json,
 checkpoints/last.pt and best.pt, and model/, a folder that timm.create_model('local-dir:...', pretrained=True) loads.
@@ -16,7 +17,7 @@ from accelerate import Accelerator
 from timm.utils import unwrap_model
 from torch import nn
 
-from timm_mix.hub import save_pretrained
+from timm_mix.hub import is_model_folder, save_pretrained
 from trainkit.build import (
     build_data,
     build_loaders,
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     """Build the parts of a run, train, save the model."""
+    _check_folder(config)
     torch.manual_seed(config.seed)
     data = build_data(config)
     model = build_model(config, data.num_classes)
@@ -51,7 +53,7 @@ def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     model.to(accelerator.device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    views = config.views or _members(model, config)
+    views = _views(model, config)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     train_loader, eval_loader = build_loaders(config, data, data_config, views, rank, world_size)
     task = build_task(config, model, data.num_classes, len(train_loader))
@@ -78,9 +80,25 @@ def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     return results
 
 
-def _members(model: Any, config: Config) -> int | None:
-    """Co-training shows every part its own view."""
-    return getattr(model, "num_members", None) if config.task == "cotraining" else None
+def _check_folder(config: Config) -> None:
+    """What cannot be written at the end is an error now."""
+    folder = config.folder
+    present = next(path for path in (folder, *folder.parents) if path.exists())
+    if not present.is_dir():
+        raise UsageError(f"the run's folder {folder} cannot be made, {present} is a file: give another --output")
+    model = folder / "model"
+    if model.exists() and not is_model_folder(model):
+        raise UsageError(f"{model} exists and is not a saved model: give another --experiment or remove it")
+
+
+def _views(model: Any, config: Config) -> int | None:
+    """Views per image, None for one: co-training shows every part its own."""
+    parts = getattr(model, "num_members", 1) if config.task == "cotraining" else 1
+    views = parts if config.views is None else config.views
+    if views not in (1, parts):
+        wanted = f"1 or {parts}, one per part" if parts > 1 else f"1 for task {config.task}"
+        raise UsageError(f"views must be {wanted}, got {views}")
+    return views if views > 1 else None
 
 
 def _accelerator(config: Config) -> Accelerator:

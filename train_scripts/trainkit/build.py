@@ -1,6 +1,7 @@
 """From settings to the parts of a run: data, model, task, optimizer, schedule."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -63,6 +64,8 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         "drop_path_rate": config.drop_path,
         **config.model_kwargs,
     }
+    if config.initial_checkpoint is not None and not Path(config.initial_checkpoint).is_file():
+        raise UsageError(f"--initial-checkpoint wants a file of weights, {config.initial_checkpoint} is no file")
     with user_errors(f"create model {config.model!r}"):
         model = timm.create_model(
             config.model, pretrained=config.pretrained, checkpoint_path=config.initial_checkpoint, **kwargs
@@ -77,7 +80,11 @@ def data_config_of(config: Config, model: nn.Module) -> dict[str, Any]:
     wanted = ("in_chans", "img_size", "mean", "std", "interpolation", "crop_pct")
     args = {name: getattr(config, name) for name in wanted if getattr(config, name) is not None}
     with user_errors("resolve the data settings"):
-        return resolve_data_config(args, model=model)
+        data_config = resolve_data_config(args, model=model)
+    for name in ("mean", "std"):
+        if config.in_chans == 1:  # grey images: the colours' mean
+            data_config[name] = (sum(data_config[name]) / len(data_config[name]),)
+    return data_config
 
 
 def build_loaders(

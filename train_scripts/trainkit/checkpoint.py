@@ -14,7 +14,7 @@ from trainkit.files import write_whole
 __all__ = ["find_checkpoint", "load_checkpoint", "read_checkpoint", "save_checkpoint"]
 
 VERSION = 1
-_KEYS = {"version", "epoch", "state_dict", "task_states", "optimizer", "schedule", "scaler", "history"}
+_KEYS = {"version", "epoch", "config", "state_dict", "task_states", "optimizer", "schedule", "scaler", "history"}
 
 
 def save_checkpoint(
@@ -93,8 +93,9 @@ def load_checkpoint(
         states = content["task_states"]
         task_state = states[rank] if rank < len(states) else (states[0] or None)
         task.load_checkpoint_state(clean_state_dict(content["state_dict"]), task_state)
-        if task.has_ema() and "state_dict_ema" in content:
-            task.load_checkpoint_state(clean_state_dict(content["state_dict_ema"]), ema=True)
+        if task.has_ema():  # a run without averaging that goes on with it starts from the weights it has
+            averaged = content.get("state_dict_ema", content["state_dict"])
+            task.load_checkpoint_state(clean_state_dict(averaged), ema=True)
         optimizer.load_state_dict(content["optimizer"])
         if schedule is not None and content["schedule"] is not None:
             schedule.load_state_dict(content["schedule"])

@@ -20,6 +20,10 @@ from trainkit.errors import UsageError
 __all__ = ["Config", "load_recipe", "parse_config"]
 
 Floats = tuple[float, ...]
+_AT_LEAST_ONE = (
+    *("num_classes", "in_chans", "img_size", "views", "batch_size", "validation_batch_size", "batch_repeats"),
+    *("grad_accum_steps", "epochs", "log_interval"),
+)
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,24 @@ class Config:
     export: str = field(default="last", metadata={"help": "weights of the saved model: last or best epoch"})
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("batch_repeats", 1), ("grad_accum_steps", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be >= 1, got {value}")
+        for name in ("drop", "drop_path"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UsageError(f"{name} must lie in [0, 1), got {value}")
+        if self.padding is not None and self.padding < 0:
+            raise UsageError(f"padding must be >= 0, got {self.padding}")
+        if not self.decay_epochs > 0:
+            raise UsageError(f"decay_epochs must be > 0, got {self.decay_epochs}")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise UsageError(f"std must be > 0, got {', '.join(map(str, self.std))}")
+        for name in ("scale", "ratio", "rescale", "reratio"):
+            value = getattr(self, name)
+            if value is not None and not (len(value) == 2 and value[0] <= value[1]):
+                raise UsageError(f"{name} must be two numbers, the smaller first, got {', '.join(map(str, value))}")
         choices = {
             "task": ("classification", "mixmo", "cotraining"),
             "aug": ("small", "imagenet", "none"),
@@ -213,7 +232,10 @@ def _pairs(key: str, pairs: list[str]) -> dict[str, Any]:
         name, sign, value = pair.partition("=")
         if not sign or not name:
             raise UsageError(f"--{key.replace('_', '-')} takes key=value pairs, got {pair!r}")
-        settings[name] = _number(yaml.safe_load(value))
+        try:
+            settings[name] = _number(yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise UsageError(f"--{key.replace('_', '-')} takes key=value pairs, {pair!r} has no yaml value") from None
     return settings
 
 

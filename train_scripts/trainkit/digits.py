@@ -38,7 +38,7 @@ class Digits(Dataset):
         UsageError: an unknown split, or scikit-learn is missing.
     """
 
-    def __init__(self, split: str, transform: Callable[[Image.Image], Any] | None = None):
+    def __init__(self, split: str, transform: Callable[[Image.Image], Any] | None = None, mode: str = "RGB"):
         wanted = _split_index(split)
         images, targets = _load_scans()
         chosen = split_indices(targets, NUM_VALIDATION, seed=SPLIT_SEED)[wanted]
@@ -46,12 +46,13 @@ class Digits(Dataset):
         self._images = np.stack([_enlarge(images[index]) for index in chosen])
         self.classes = [str(digit) for digit in range(10)]
         self.transform = transform
+        self.mode = mode
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = Image.fromarray(self._images[index]).convert("RGB")
+        image = Image.fromarray(self._images[index]).convert(self.mode)
         return (image if self.transform is None else self.transform(image)), int(self.targets[index])
 
 

@@ -20,7 +20,8 @@ from timm_mix.metrics import evaluate_members
 from trainkit.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
 from trainkit.config import Config
 from trainkit.data import start_epoch
-from trainkit.results import describe_machine, write_results
+from trainkit.errors import UsageError
+from trainkit.results import describe_machine, score, write_results
 
 __all__ = ["Trainer"]
 
@@ -72,11 +73,11 @@ class Trainer:
                 row["eval_ema"] = self._evaluate(unwrap_model(self.task.get_trainable_module(ema=True)))
             self.history.append(row)
             if self.schedule is not None:
-                self.schedule.step(epoch + 1, row["eval"]["ensemble"]["top1"])
+                self.schedule.step(epoch + 1, score(row))
             results = self._keep(epoch)
             self._report(row)
-        if not results and self.history:  # resumed when everything was done
-            results = write_results(self.folder, self.config, self.history, self.about, self.machine)
+        if first >= self.epochs:  # resumed when everything was done
+            results = self._keep(first - 1)
         return results
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
@@ -144,8 +145,9 @@ class Trainer:
 
     def _keep(self, epoch: int) -> dict[str, Any]:
         """Checkpoints and results of the epoch that just ended; only the main process writes."""
-        tops = [row["eval"]["ensemble"]["top1"] for row in self.history]
-        names = ["last.pt", "best.pt"] if tops[-1] >= max(tops) else ["last.pt"]
+        tops = [score(row) for row in self.history]
+        # the first of equally good epochs, as write_results has it
+        names = ["last.pt", "best.pt"] if tops.index(max(tops)) == len(tops) - 1 else ["last.pt"]
         for name in names:
             save_checkpoint(
                 self.folder / "checkpoints" / name,
@@ -168,8 +170,10 @@ class Trainer:
         path = find_checkpoint(self.config.resume, self.folder)
         if path is None:
             return 0
+        content = read_checkpoint(path)
+        self._check_resume(path, content["config"])
         first, self.history = load_checkpoint(
-            read_checkpoint(path),
+            content,
             task=self.task,
             optimizer=self.optimizer,
             schedule=self.schedule,
@@ -177,6 +181,18 @@ class Trainer:
             rank=self.accelerator.process_index,
         )
         return first
+
+    def _check_resume(self, path: Path, made_with: dict[str, Any]) -> None:
+        """A schedule cannot be stretched, and the best weights of another folder are not here."""
+        for name in ("epochs", "sched"):
+            if made_with.get(name) != getattr(self.config, name):
+                raise UsageError(
+                    f"{path} was made with {name}={made_with.get(name)}, got {getattr(self.config, name)}; resume with "
+                    f"the same, or start anew from its weights"
+                )
+        best = self.folder / "checkpoints" / "best.pt"
+        if self.config.export == "best" and not best.is_file():
+            raise UsageError(f"--export best needs {best}; resume in the run's own folder")
 
     def _report(self, row: dict[str, Any]) -> None:
         """One line per epoch."""

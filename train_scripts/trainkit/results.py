@@ -13,7 +13,7 @@ import torch
 from trainkit.config import Config
 from trainkit.files import write_json
 
-__all__ = ["describe_machine", "write_results"]
+__all__ = ["describe_machine", "score", "write_results"]
 
 _PACKAGES = ("timm_mix", "timm", "torch", "torchvision", "accelerate", "huggingface_hub", "safetensors", "numpy")
 
@@ -39,19 +39,29 @@ def write_results(
     folder: Path, config: Config, history: list[dict[str, Any]], about: dict[str, Any], machine: dict[str, Any]
 ) -> dict[str, Any]:
     """Write folder/results.json anew after an epoch; returns its content."""
-    best = max(history, key=lambda epoch: epoch["eval"]["ensemble"]["top1"])
+    best = max(history, key=score)  # the first of equals
     content = {
         "command": sys.argv,
         "config": dataclasses.asdict(config),
         "seed": config.seed,
         **machine,
         **about,
-        "last": {"epoch": history[-1]["epoch"], **history[-1]["eval"]},
-        "best": {"epoch": best["epoch"], "chosen_on": "the validation split itself", **best["eval"]},
+        "last": {"epoch": history[-1]["epoch"], **_published(history[-1])},
+        "best": {"epoch": best["epoch"], "chosen_on": "the validation split itself", **_published(best)},
         "epochs": history,
     }
     write_json(folder / "results.json", content)
     return content
+
+
+def score(row: dict[str, Any]) -> float:
+    """Top-1 by which epochs are compared: that of the weights that would be published."""
+    return _published(row)["ensemble"]["top1"]
+
+
+def _published(row: dict[str, Any]) -> dict[str, Any]:
+    """Figures of the weights that the run publishes: the averaged ones where there are."""
+    return row.get("eval_ema", row["eval"])
 
 
 def _cpu_name() -> str:

@@ -58,7 +58,7 @@ def open_dataset(
         batch_size: hint for the iterable datasets.
         seed: shuffle seed of the iterable datasets.
         is_training: lets the iterable datasets shuffle.
-        input_img_mode: PIL mode of the images; "torch/..." and "digits" keep their own.
+        input_img_mode: PIL mode of the images; "torch/..." keeps its own.
         **kw: further settings of `timm.data.create_dataset`.
     Raises:
         UsageError: the data cannot be opened; one line that says what was wanted, what was found and what to do.
@@ -67,7 +67,7 @@ def open_dataset(
     if class_map and (prefix == "digits" or target.lower().startswith("torch/")):
         raise UsageError(f"class_map is for folders, tars, hfds, tfds and wds, got it for {name!r}: drop it")
     if prefix == "digits":
-        return Digits(split)
+        return Digits(split, mode=input_img_mode)
     if prefix == "folder":
         root = _find_split(_check_root(name, root), split)
     elif prefix == "torch":
