@@ -52,6 +52,7 @@ def plot_curves(path: Path, results: dict[str, Any]) -> None:
         right.plot(epochs, [row["eval"][name]["top1"] for row in results["epochs"]], label=name, **style)
     right.set(xlabel="epoch", ylabel="validation top-1 (%)")
     for axis in (left, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
     _save(figure, path)
