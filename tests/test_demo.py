@@ -37,7 +37,7 @@ def test_demo_trains_folds_reloads_and_draws(tmp_path, capsys):
 
 
 def test_picture_of_mixed_inputs_has_a_row_per_sample(tmp_path):
-    plan = plan_mixmo(5, 3, (16, 16), rng=np.random.default_rng(0))
+    plan = plan_mixmo(5, 3, (4, 16, 16), rng=np.random.default_rng(0))
     sizes = []
     for rows in (1, 4):
         plot_mixed_inputs(tmp_path / "p.png", torch.randn(5, 3, 32, 32), plan, torch.zeros(3), torch.ones(3), rows=rows)

@@ -1,6 +1,6 @@
 """Compare times pairwise: A B A B ..., the ratio taken pair by pair, so that a drifting machine cancels out.
 
-    python train_scripts/benchmark.py [--cases mixmo masks splitnet] [--pairs 9] [--device cuda] [--output FILE]
+    python train_scripts/benchmark.py [--cases mixmo masks blocks members splitnet] [--pairs 9] [--output FILE]
 
 Prints the median ratio with its range over the pairs, and writes all figures with hardware and versions to a json file.
 """
@@ -10,9 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from timm.task import ClassificationTask, TrainingTask
@@ -20,9 +22,10 @@ from torch import nn
 from tqdm import tqdm
 
 import timm_mix
-from timm_mix.functional.mixmo import member_masks
+from timm_mix.functional.mixmo import BLOCKS, member_masks, plan_mixmo
 from trainkit.errors import UsageError, run_script
 from trainkit.files import write_json
+from trainkit.mask_twins import masks_one_by_one
 from trainkit.results import describe_machine
 
 Run = Callable[[], object]
@@ -106,6 +109,37 @@ def bench_masks(args: argparse.Namespace, device: torch.device) -> list[Ratio]:
     return ratios
 
 
+def bench_blocks(args: argparse.Namespace, device: torch.device) -> list[Ratio]:
+    """A loop over samples over the vectorised drawing and filling of a whole batch of masks, for every mixing block."""
+    ratios = []
+    for shape in ((16, 32, 32), (16, 112, 112)):
+        for block in BLOCKS:
+            rng = np.random.default_rng(0)
+            kappa = rng.dirichlet([2.0, 2.0], size=256)[:, 0]
+            twin = partial(masks_one_by_one, block, kappa, shape, rng)
+            name = f"masks one by one over vectorised, {block}, B=256, C'={shape[0]}, {shape[1]}x{shape[2]}"
+            ratios.append(compare(name, twin, partial(_draw_and_fill, block, shape, rng, device), args.pairs, device))
+    return ratios
+
+
+def _draw_and_fill(block: str, shape: tuple[int, int, int], rng: np.random.Generator, device: torch.device) -> object:
+    return member_masks(plan_mixmo(256, 2, shape, rng=rng, block=block), device)
+
+
+def bench_members(args: argparse.Namespace, device: torch.device) -> list[Ratio]:
+    """Training step of MixMo with M members over two members."""
+    ratios = []
+    images, target = _small_images(max(2, args.batch // 8), device)
+    for members in (3, 4, 8):
+        models = [
+            timm.create_model("mixmo", backbone="wrn28_10", members=m, num_classes=100).to(device) for m in (members, 2)
+        ]
+        a, b = (_step(timm_mix.create_task("mixmo", m, None, num_classes=100), images, target) for m in models)
+        name = f"training step, {members} members over 2, wrn28_10, batch {len(images)}"
+        ratios.append(compare(name, a, b, args.pairs, device))
+    return ratios
+
+
 def _masks(task: Any, images: torch.Tensor) -> Run:
     return lambda: member_masks(task.draw(images), images.device)
 
@@ -130,7 +164,13 @@ def _inference(model: nn.Module, images: torch.Tensor) -> Run:
     return run
 
 
-CASES = {"mixmo": bench_mixmo, "masks": bench_masks, "splitnet": bench_splitnet}
+CASES = {
+    "mixmo": bench_mixmo,
+    "masks": bench_masks,
+    "blocks": bench_blocks,
+    "members": bench_members,
+    "splitnet": bench_splitnet,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -53,8 +53,8 @@ def test_mean_area_of_the_cut_equals_the_published_code(kappa, published):
 def test_box_masks_are_one_inside_and_zero_outside():
     boxes = np.array([[0, 11, 0, 7], [2, 5, 1, 4], [3, 3, 2, 6], [10, 11, 6, 7], [0, 1, 0, 7]])
     masks = box_masks(torch.from_numpy(boxes), (H, W))
-    assert masks.shape == (5, 1, 1, H, W)
-    for mask, (top, bottom, left, right) in zip(masks[:, 0, 0], boxes, strict=True):
+    assert masks.shape == (5, 1, H, W)
+    for mask, (top, bottom, left, right) in zip(masks[:, 0], boxes, strict=True):
         twin = torch.zeros(H, W)
         twin[top:bottom, left:right] = 1
         assert torch.equal(mask, twin)

@@ -1,64 +1,158 @@
 """MixMo's draws, masks, weights and schedule."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from timm_mix.functional.mixmo import binary_probability, member_masks, member_weights, plan_mixmo
+from timm_mix.functional.masks import BINARY, NOISES, draw_boxes, draw_intervals
+from timm_mix.functional.mixmo import BLOCKS, binary_probability, member_masks, member_weights, plan_mixmo
 
-B, M, H, W = 5, 3, 11, 7
+B, M, C, H, W = 5, 3, 2, 11, 7
 
 
 def _plan(seed=0, batch=B, members=M, **kwargs):
-    return plan_mixmo(batch, members, (H, W), rng=np.random.default_rng(seed), **kwargs)
+    return plan_mixmo(batch, members, (C, H, W), rng=np.random.default_rng(seed), **kwargs)
 
 
-def _twin_masks(plan):
-    """Masks of one plan, place by place."""
+def _twin_masks(plan, regions):
+    """Masks of one plan, place by place, from the regions that its roles cut out."""
     batch, members = plan.kappa.shape
-    masks = np.zeros((batch, members, *plan.size))
+    masks = np.zeros((batch, members, C, H, W))
     for b in range(batch):
-        rest = sum(plan.kappa[b, j] for j in range(1, members))
-        for i in range(members):
-            role = plan.roles[i]
-            for y in range(plan.size[0]):
-                for x in range(plan.size[1]):
-                    if plan.boxes is None:
-                        share = plan.kappa[b, role]
-                    else:
-                        top, bottom, left, right = plan.boxes[b]
-                        inside = top <= y < bottom and left <= x < right
-                        share = float(inside) if role == 0 else (0 if inside else plan.kappa[b, role] / rest)
-                    masks[b, i, y, x] = share
+        for place in np.ndindex(C, H, W):
+            left, by_role = 1.0, []
+            for region in regions:
+                by_role.append(left * region[(b, *place)])
+                left *= 1 - region[(b, *place)]
+            others = plan.kappa[b, len(regions) :]
+            by_role += [left * kappa / others.sum() for kappa in others]
+            for i in range(members):
+                masks[(b, i, *place)] = by_role[plan.roles[i]]
     return masks
 
 
-@pytest.mark.parametrize("members", [1, 2, 3, 8])
-@pytest.mark.parametrize("block", ["linear", "cut"])
-def test_masks_equal_a_loop_over_places(members, block):
-    for seed in range(5):
-        plan = _plan(seed, members=members, block=block)
-        masks = member_masks(plan)
-        assert masks.shape == (B, members, 1, H, W)
-        if members > 1:
-            np.testing.assert_allclose(masks[:, :, 0].numpy(), _twin_masks(plan), atol=1e-6)
-        np.testing.assert_allclose(masks.sum(1).numpy(), 1, atol=1e-6)
+def _twin_regions(plan):
+    """The regions of a plan without noise, place by place."""
+    regions = []
+    for drawn in plan.regions:
+        region = np.zeros((B, C, H, W))
+        for b in range(B):
+            for c, y, x in np.ndindex(C, H, W):
+                if plan.family == "cut":
+                    top, bottom, left, right = drawn[b]
+                    inside = top <= y < bottom and left <= x < right
+                else:
+                    inside = (
+                        drawn[b, 0] <= {"channel_concat": c, "horizontal": y, "vertical": x}[plan.family] < drawn[b, 1]
+                    )
+                region[b, c, y, x] = inside
+        regions.append(region)
+    return regions
 
 
+@pytest.mark.parametrize("partition", [False, True])
 @pytest.mark.parametrize("members", [2, 3, 8])
-@pytest.mark.parametrize("block", ["linear", "cut"])
-def test_ratios_are_the_share_that_each_member_gets(members, block):
-    for seed in range(5):
-        plan = _plan(seed, members=members, block=block)
-        np.testing.assert_allclose(member_masks(plan).mean((2, 3, 4)).numpy(), plan.ratios, atol=1e-6)
-        np.testing.assert_allclose(plan.ratios.sum(1), 1, atol=1e-12)
+@pytest.mark.parametrize("block", ["linear", "cut", "horizontal", "vertical", "channel_concat"])
+def test_masks_equal_a_loop_over_places(block, members, partition):
+    for seed in range(3):
+        plan = _plan(seed, members=members, block=block, partition=partition and block != "linear")
+        masks, _ = member_masks(plan)
+        twin = _twin_masks(plan, _twin_regions(plan))
+        np.testing.assert_allclose(masks.expand(-1, -1, C, -1, -1).numpy(), twin, atol=1e-6)
 
 
-def test_cut_masks_of_two_members_are_binary():
-    masks = member_masks(_plan(members=2, block="cut"))
-    assert set(masks.unique().tolist()) <= {0.0, 1.0}
+@pytest.mark.parametrize("members", range(1, 9))
+@pytest.mark.parametrize("block", BLOCKS)
+def test_masks_are_shares_and_ratios_are_the_kept_area(block, members):
+    for seed, partition in ((0, False), (1, True)):
+        plan = _plan(seed, members=members, block=block, partition=partition and block in BINARY)
+        masks, ratios = member_masks(plan)
+        assert masks.shape[:2] == (B, members)
+        assert masks.shape[2] in (1, C)
+        assert masks.shape[3:] == (H, W)
+        assert masks.min() >= 0
+        assert masks.max() <= 1
+        torch.testing.assert_close(masks.sum(1), torch.ones_like(masks[:, 0]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(masks.mean((2, 3, 4)), ratios, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("block", BINARY)
+def test_binary_blocks_give_every_place_to_one_member(block):
+    for members, partition in ((2, False), (3, True), (8, True)):
+        masks, _ = member_masks(_plan(members=members, block=block, partition=partition))
+        assert set(masks.unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("block", BINARY)
+def test_without_partition_the_others_share_the_rest_by_their_kappa(block):
+    plan = _plan(block=block, members=3)
+    masks, _ = member_masks(plan)
+    by_role = masks[:, np.argsort(plan.roles)]
+    kappa = torch.tensor(plan.kappa, dtype=torch.float32)[:, :, None, None, None]
+    torch.testing.assert_close(by_role[:, 1] * kappa[:, 2], by_role[:, 2] * kappa[:, 1], atol=1e-6, rtol=0)
+    assert set(by_role[:, 0].unique().tolist()) <= {0.0, 1.0}
+
+
+# Mean of the first mask over 2,000 draws at 16 x 32 x 32 for kappa = .2, .5, .8, measured in the published code of
+# arXiv:2103.06132; None where the rule itself gives the mean (the intervals mix kappa and 1 - kappa half and half).
+PUBLISHED = {
+    "linear": (0.2, 0.5, 0.8),
+    "cut": (0.151, 0.322, 0.465),
+    "horizontal": None,
+    "vertical": None,
+    "channel_concat": None,
+    "channel": (0.2, 0.5, 0.8),
+    "noise": (0.35, 0.5, 0.65),
+    "patchup_hard": (0.237, 0.491, 0.659),
+    "patchup_hard_2d": (0.237, 0.491, 0.659),
+    "patchup_soft": (0.390, 0.746, 0.932),
+    "cow": (0.497, 0.497, 0.497),
+    "fmix": (0.2, 0.5, 0.8),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_mean_area_equals_the_published_code(block):
+    draws = 2000
+    for i, kappa in enumerate((0.2, 0.5, 0.8)):
+        areas = _first_areas(block, kappa, draws)
+        n = 32 if block in ("horizontal", "vertical") else 16
+        expected = PUBLISHED[block][i] if PUBLISHED[block] else (int(kappa * n) + int((1 - kappa) * n)) / (2 * n)
+        error = 3 * areas.std() / draws**0.5 * 2**0.5  # the published figure is a mean of 2,000 draws, too
+        assert abs(areas.mean() - expected) <= error + 5e-4, block  # it is rounded to 3 digits
+
+
+def _first_areas(block, kappa, draws):
+    """Area of role 0's region in `draws` plans whose kappa is fixed."""
+    plan = plan_mixmo(draws, 2, (16, 32, 32), rng=np.random.default_rng(0), block=block)
+    fixed = np.tile([kappa, 1 - kappa], (draws, 1))
+    regions = (_redraw(block, fixed[:, 0]),) if plan.regions else ()
+    areas = fixed[:, :1] if plan.areas.shape[1] else plan.areas
+    plan = dataclasses.replace(plan, kappa=fixed, areas=areas, regions=regions, roles=np.arange(2))
+    return member_masks(plan)[1][:, 0].numpy()
+
+
+def _redraw(block, kappa):
+    rng = np.random.default_rng(1)
+    if block == "cut":
+        return draw_boxes(kappa, (32, 32), rng=rng)
+    return draw_intervals(kappa, 16 if block == "channel_concat" else 32, rng=rng)
+
+
+def test_noise_is_a_function_of_the_plans_seed():
+    for block in NOISES:
+        plan = _plan(block=block)
+        assert torch.equal(member_masks(plan)[0], member_masks(plan)[0])
+        other = dataclasses.replace(plan, seed=plan.seed + 1)
+        assert not torch.equal(member_masks(plan)[0], member_masks(other)[0])
+
+
+def test_one_ratio_per_batch_is_an_option():
+    assert (_plan(same_ratio=True).kappa == _plan(same_ratio=True).kappa[:1]).all()
+    assert not (_plan().kappa == _plan().kappa[:1]).all()
 
 
 def test_every_member_sees_every_image_once():
@@ -93,25 +187,26 @@ def test_ratios_of_two_members_follow_beta():
 
 
 def test_prob_chooses_between_the_blocks():
-    cut = [_plan(seed, prob=0.3).boxes is not None for seed in range(400)]
+    cut = [_plan(seed, prob=0.3).family == "cut" for seed in range(400)]
     assert abs(np.mean(cut) - 0.3) < 3 * math.sqrt(0.3 * 0.7 / 400)
-    assert all(_plan(seed, prob=0.0).boxes is None for seed in range(20))
+    assert all(_plan(seed, prob=0.0).family == "linear" for seed in range(20))
 
 
 def test_mimo_has_equal_ratios():
-    np.testing.assert_array_equal(_plan(block="linear", equal=True).ratios, 1 / M)
+    torch.testing.assert_close(member_masks(_plan(block="linear", equal=True))[1], torch.full((B, M), 1 / M))
 
 
 def test_a_plan_is_a_function_of_its_generator():
     one, two = _plan(7), _plan(7)
-    for name in ("images", "kappa", "ratios", "roles", "boxes"):
+    for name in ("images", "kappa", "areas", "roles", "regions"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
 def test_tiny_alpha_still_gives_masks_that_sum_to_one():
     for seed in range(20):
-        masks = member_masks(_plan(seed, alpha=1e-3))
+        masks, ratios = member_masks(_plan(seed, alpha=1e-3))
         np.testing.assert_allclose(masks.sum(1).numpy(), 1, atol=1e-6)
+        np.testing.assert_allclose(ratios.sum(1).numpy(), 1, atol=1e-6)
 
 
 def test_weights_equal_the_formula_of_the_paper_for_two_members():
@@ -123,7 +218,7 @@ def test_weights_equal_the_formula_of_the_paper_for_two_members():
 
 @pytest.mark.parametrize("r", [1.0, 3.0, math.inf])
 def test_weights_sum_to_the_number_of_members(r):
-    ratios = torch.tensor(_plan().ratios)
+    ratios = torch.tensor(_plan().kappa)
     np.testing.assert_allclose(member_weights(ratios, r).sum(1).numpy(), M)
 
 
@@ -151,7 +246,8 @@ def test_probability_fades_over_the_last_twelfth():
         ({"alpha": float("nan")}, "alpha must be > 0 and finite, got nan"),
         ({"alpha": math.inf}, "alpha must be > 0 and finite, got inf"),
         ({"alpha": "2"}, "alpha must be > 0 and finite, got '2'"),
-        ({"block": "cutt"}, "block must be one of linear, cut, got 'cutt'"),
+        ({"block": "cutt"}, "block must be one of linear, cut, .*, fmix, got 'cutt'"),
+        ({"partition": True, "block": "noise"}, r"partition needs a binary block \(cut, .*got 'noise'"),
         ({"prob": 1.5}, r"prob must be in \[0, 1\], got 1.5"),
         ({"repetition": -0.1}, r"repetition must be in \[0, 1\], got -0.1"),
     ],

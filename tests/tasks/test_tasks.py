@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import timm_mix
-from timm_mix.functional.mixmo import member_masks
+from timm_mix.functional.mixmo import BLOCKS, member_masks
+from timm_mix.functional.msda import kept_labels, kept_pixels
 from timm_mix.tasks import TASKS
 from timm_mix.tasks._base import per_sample_loss
 
@@ -52,13 +53,13 @@ def test_mixmo_loss_equals_a_loop_over_samples_and_members(settings, soft):
     x, y = _batch()
     labels = torch.softmax(torch.randn(B, K), 1) if soft else y
     plan = task.draw(x)
-    masks, r = member_masks(plan), 1.0 if settings.get("mimo") else settings.get("r", 3.0)
+    (masks, ratios), r = member_masks(plan), 1.0 if settings.get("mimo") else settings.get("r", 3.0)
     loss = 0.0
     with torch.no_grad():
         for b in range(B):
             encoded = [model.encoders[i](x[plan.images[b, i]][None]) for i in range(3)]
             mixed = 3 * sum(masks[b, i] * encoded[i] for i in range(3))
-            weights = [plan.ratios[b, i] ** (1 / r) for i in range(3)]
+            weights = [float(ratios[b, i]) ** (1 / r) for i in range(3)]
             for i in range(3):
                 z = model.heads[i](model.core(mixed))[0].tolist()
                 label = labels[plan.images[b, i]]
@@ -67,6 +68,40 @@ def test_mixmo_loss_equals_a_loop_over_samples_and_members(settings, soft):
         result = task(x, labels, plan=plan)
     assert float(result["loss"]) == pytest.approx(loss, rel=1e-5)
     assert result["output"].shape == (B, K)
+
+
+@pytest.mark.parametrize("msda", ["cutmix", "mixup"])
+def test_mixed_samples_inside_mixmo_equal_a_loop_over_samples_and_members(msda):
+    model = _model("mixmo").eval()
+    task = _task("mixmo", model, block="cut", prob=1.0, msda=msda, msda_prob=0.7)
+    x, y = _batch()
+    plan, inner = task.draw(x), task.draw_msda(x)
+    masks, ratios = member_masks(plan)
+    keep, lam = kept_labels(kept_pixels(inner), masks)
+    loss = 0.0
+    with torch.no_grad():
+        for b in range(B):
+            seen, labels = [], []
+            for i in range(3):
+                own, partner = plan.images[b, i], inner.partners[b, i]
+                seen.append(x[own] * keep[b, i] + x[partner] * (1 - keep[b, i]))
+                label = float(lam[b, i]) * F.one_hot(y[own], K) + (1 - float(lam[b, i])) * F.one_hot(y[partner], K)
+                labels.append(label.tolist())
+            mixed = 3 * sum(masks[b, i] * model.encoders[i](seen[i][None]) for i in range(3))
+            weights = [float(ratios[b, i]) ** (1 / 3) for i in range(3)]
+            for i in range(3):
+                z = model.heads[i](model.core(mixed))[0].tolist()
+                loss += 3 * weights[i] / sum(weights) * _soft_ce(z, labels[i]) / B
+        result = task(x, y, plan=plan, msda=inner)
+    assert (lam < 1).any()
+    assert float(result["loss"]) == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_mixmo_trains_with_every_block(block):
+    task = _task("mixmo", block=block, prob=1.0, msda="cutmix")
+    task(*_batch())["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in task.get_trainable_module().parameters())
 
 
 def test_cotraining_loss_equals_a_loop_over_samples_and_parts():
@@ -106,7 +141,8 @@ def test_loss_on_one_batch_falls_by_half_in_under_50_steps(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_loaded_state_continues_exactly(name):
     x, y = _batch()
-    one = _task(name, total_steps=10, seed=5)
+    inner = {"block": "cow", "msda": "cutmix"} if name == "mixmo" else {}
+    one = _task(name, total_steps=10, seed=5, **inner)
     for _ in range(3):
         one(x, y)
     file = io.BytesIO()
@@ -114,7 +150,7 @@ def test_a_loaded_state_continues_exactly(name):
     file.seek(0)
     saved = torch.load(file, weights_only=True)
 
-    two = _task(name, _model(name, seed=9), total_steps=10, seed=6)
+    two = _task(name, _model(name, seed=9), total_steps=10, seed=6, **inner)
     two.load_checkpoint_state(saved["state_dict"], saved["task_state"])
     one.get_trainable_module().eval(), two.get_trainable_module().eval()
     for _ in range(3):
@@ -256,8 +292,9 @@ def test_the_criterion_is_used():
         ("mixmoo", {}, "task must be one of mixmo, cotraining, got 'mixmoo'"),
         ("mixmo", {"alhpa": 1}, "task mixmo has no setting 'alhpa'; it has alpha, block"),
         ("mixmo", {"alpha": 0}, "alpha must be > 0 and finite, got 0"),
+        ("mixmo", {"msda": "cutout"}, "msda must be one of cutmix, mixup, got 'cutout'"),
         ("mixmo", {"r": 0.5}, "r must be >= 1"),
-        ("mixmo", {"block": "cow"}, "block must be one of linear, cut, got 'cow'"),
+        ("mixmo", {"block": "cowl"}, "block must be one of linear, cut, .*got 'cowl'"),
         ("mixmo", {"total_steps": 0}, r"total_steps must be an integer >= 1 \(or None\), got 0"),
         ("mixmo", {"steps_per_epoch": True}, r"steps_per_epoch must be an integer >= 1 \(or None\), got True"),
         ("mixmo", {"total_steps": 5, "steps_per_epoch": 7}, "an epoch of 7 steps is longer than the training"),

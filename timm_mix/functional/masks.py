@@ -1,14 +1,38 @@
-"""Masks over the members of a mixed input (MixMo's mixing blocks; Rame et al., ICCV 2021, arXiv:2103.06132, sec. 3.2).
+"""Mixing blocks: masks over the members of a mixed input (MixMo; Rame et al., ICCV 2021, arXiv:2103.06132, sec. 3.2).
 
-A mask says how much of each place belongs to which member. Role 0 owns the region that the block cuts out; the other
-roles share the rest in proportion to their ratios. Scalars are drawn on the CPU, pixels are filled on the device.
+A family draws the region that role 0 cuts out: 1 where a place is role 0's, 0 where it is not, between where it is
+shared. Boxes and intervals are drawn on the CPU, a few numbers per sample; regions made of noise are generated on the
+device by a generator whose seed belongs to the plan. Nothing here loops over samples.
+
+Shapes, in every family: kappa [B] on the device; shape = (B, C', h, w); returns [B, 1 or C', h, w] float32.
 """
+
+import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["box_masks", "check_masks", "check_shares", "draw_boxes", "linear_masks"]
+__all__ = [
+    "BINARY",
+    "FAMILIES",
+    "INTERVALS",
+    "NOISES",
+    "box_masks",
+    "check_masks",
+    "check_shares",
+    "draw_boxes",
+    "draw_intervals",
+    "interval_masks",
+    "linear_masks",
+]
+
+PATCH = 7  # side of PatchUp's blocks
+COW_TAPS = 97  # taps of CowMask's Gaussian
+FMIX_DECAY = 3.0
+
+Shape = tuple[int, int, int, int]
 
 
 def linear_masks(ratios: Tensor, size: tuple[int, int]) -> Tensor:
@@ -35,17 +59,108 @@ def draw_boxes(kappa: np.ndarray, size: tuple[int, int], *, rng: np.random.Gener
     return np.stack(edges, axis=1)
 
 
-def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fill boxes with ones.
+def draw_intervals(kappa: np.ndarray, length: int, *, rng: np.random.Generator) -> np.ndarray:
+    """Draw one interval per sample: the first int(kappa n), or with probability 1/2 the LAST int((1 - kappa) n).
 
-    Shapes: boxes [B, 4] int64 (top, bottom, left, right).   returns [B, 1, 1, h, w] float32, 1 inside.
+    The published code keeps 1 - kappa in the second case; the ratio that counts is the area really kept.
+
+    Shapes: kappa [B].   returns [B, 2] int64, half-open.
     """
-    top, bottom, left, right = boxes[:, :, None].unbind(1)
-    rows = torch.arange(size[0], device=boxes.device)
-    cols = torch.arange(size[1], device=boxes.device)
-    inside_rows = (rows >= top) & (rows < bottom)
-    inside_cols = (cols >= left) & (cols < right)
-    return (inside_rows[:, :, None] & inside_cols[:, None, :]).float()[:, None, None]
+    first = np.stack([np.zeros(len(kappa)), np.floor(kappa * length)], axis=1)
+    last = np.stack([length - np.floor((1 - kappa) * length), np.full(len(kappa), length)], axis=1)
+    return np.where(rng.random((len(kappa), 1)) < 0.5, first, last).astype(np.int64)
+
+
+def interval_masks(intervals: Tensor, length: int) -> Tensor:
+    """Fill half-open intervals: [B, 2] int64 -> [B, length] float32, 1 inside."""
+    place = torch.arange(length, device=intervals.device)
+    return ((place >= intervals[:, :1]) & (place < intervals[:, 1:])).float()
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Fill boxes: [B, 4] int64 (top, bottom, left, right) -> [B, 1, h, w] float32, 1 inside."""
+    rows, cols = interval_masks(boxes[:, :2], size[0]), interval_masks(boxes[:, 2:], size[1])
+    return (rows[:, :, None] * cols[:, None, :])[:, None]
+
+
+def channel(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Bernoulli(kappa) per channel: whole feature maps change hands."""
+    drawn = torch.rand(shape[0], shape[1], 1, 1, generator=generator, device=kappa.device)
+    return (drawn < kappa[:, None, None, None]).float().expand(shape)
+
+
+def noise(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Uniform noise per channel and place, squeezed towards kappa; its mean is .25 + .5 kappa, as published."""
+    u = torch.rand(shape, generator=generator, device=kappa.device).sub_(0.5)
+    k = kappa[:, None, None, None]
+    return u.mul_(2 * torch.where(u < 0, k, 1 - k)).add_(k)
+
+
+def patchup_hard(kappa: Tensor, shape: Shape, generator: torch.Generator, channels: int | None = None) -> Tensor:
+    """Blocks of 7x7 around Bernoulli centres (Faramarzi et al., arXiv:2006.07794), drawn per channel and place."""
+    width = shape[3]
+    gamma = kappa * width**2 / (PATCH**2 * max(width - PATCH + 1, 1) ** 2)
+    size = (shape[0], channels or shape[1], *shape[2:])
+    drawn = torch.rand(size, generator=generator, device=kappa.device)
+    centres = (drawn < gamma[:, None, None, None]).float()
+    rows = F.max_pool2d(centres, (PATCH, 1), stride=1, padding=(PATCH // 2, 0))  # a square is its rows' columns
+    return F.max_pool2d(rows, (1, PATCH), stride=1, padding=(0, PATCH // 2))
+
+
+def patchup_hard_2d(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
+    """PatchUp's blocks, drawn once for all channels."""
+    return patchup_hard(kappa, shape, generator, channels=1)
+
+
+def patchup_soft(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Ones in PatchUp's blocks, kappa elsewhere."""
+    hard = patchup_hard(kappa, shape, generator)
+    return torch.maximum(hard, kappa[:, None, None, None])
+
+
+def cow(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Smooth random blobs (French et al., arXiv:2003.12022): blurred normal noise below a quantile; ignores kappa.
+
+    p ~ U(.2, .8) is the share below the threshold, sigma is log-uniform in [4, 16], the blur pads with zeros and has
+    97 taps. One mask for all channels.
+    """
+    batch, _, height, width = shape
+    drawn = torch.rand(2, batch, 1, 1, generator=generator, device=kappa.device)
+    p, sigma = 0.2 + 0.6 * drawn[0], torch.exp(math.log(4) + drawn[1] * math.log(16 / 4))
+    field = torch.randn(batch, height, width, generator=generator, device=kappa.device)
+    blurred = _blur_matrix(height, sigma) @ field @ _blur_matrix(width, sigma).mT
+    mean, std = blurred.mean((1, 2), keepdim=True), blurred.std((1, 2), keepdim=True)
+    return (blurred <= mean + math.sqrt(2) * torch.erfinv(2 * p - 1) * std).float()[:, None]
+
+
+def fmix(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Low-frequency Fourier noise, the largest kappa of it (Harris et al., arXiv:2002.12047; decay 3)."""
+    batch, _, height, width = shape
+    rows = torch.fft.fftfreq(height, device=kappa.device)[:, None]
+    cols = torch.fft.rfftfreq(width, device=kappa.device)[None]
+    frequency = torch.sqrt(rows**2 + cols**2).clamp(min=1 / max(height, width))
+    drawn = torch.randn(2, batch, *frequency.shape, generator=generator, device=kappa.device)
+    field = torch.fft.irfft2(torch.complex(drawn[0], drawn[1]) / frequency**FMIX_DECAY, s=(height, width)).flatten(1)
+    order = field.sort(dim=1, descending=True).values
+    kept = (kappa * (height * width)).round().long().clamp(max=height * width)
+    threshold = torch.where(kept > 0, order.gather(1, (kept[:, None] - 1).clamp(min=0))[:, 0], math.inf)
+    return (field >= threshold[:, None]).float().view(batch, 1, height, width)
+
+
+def _blur_matrix(length: int, sigma: Tensor) -> Tensor:
+    """Zero-padded Gaussian blur along an axis as a matrix; sigma [B, 1, 1] -> [B, length, length]."""
+    place = torch.arange(length, device=sigma.device)
+    distance = (place[:, None] - place[None]).abs()
+    reach = COW_TAPS // 2
+    taps = torch.arange(-reach, reach + 1, device=sigma.device)
+    weight = torch.exp(-((distance / sigma) ** 2) / 2) * (distance <= reach)
+    return weight / torch.exp(-((taps / sigma) ** 2) / 2).sum(-1, keepdim=True)
+
+
+INTERVALS = {"channel_concat": 1, "horizontal": 2, "vertical": 3}  # the axis of [B, C', h, w] that is cut in two
+NOISES = {f.__name__: f for f in (channel, noise, patchup_hard, patchup_hard_2d, patchup_soft, cow, fmix)}
+FAMILIES = ("linear", "cut", *INTERVALS, *NOISES)
+BINARY = tuple(name for name in FAMILIES if name not in ("linear", "noise", "patchup_soft"))
 
 
 def check_masks(masks: Tensor, members: int, encoded: Tensor) -> None:
@@ -79,11 +194,10 @@ def check_shares(masks: Tensor) -> None:
     """
     if masks.device.type != "cpu" or masks.numel() == 0:
         return
-    if float(masks.detach().min()) < 0:
-        raise ValueError(f"masks must be >= 0 at every place, got {float(masks.detach().min()):.3g}")
+    least = float(masks.detach().min())
+    if least < 0:
+        raise ValueError(f"masks must be >= 0 at every place, got {least:.3g}")
     tolerance = 1e-4 if torch.finfo(masks.dtype).bits >= 32 else 2e-2
     error = float((masks.detach().sum(1) - 1).abs().max())
     if not error <= tolerance:
-        raise ValueError(
-            f"masks must sum to 1 over the members (dim 1) at every place, got a sum that is off by {error:.3g}"
-        )
+        raise ValueError(f"masks must sum to 1 over the members (dim 1) at every place, got a sum {error:.3g} off")

@@ -13,11 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timm_mix.functional.masks import box_masks, draw_boxes, linear_masks
+from timm_mix.functional.masks import (
+    BINARY,
+    FAMILIES,
+    INTERVALS,
+    NOISES,
+    box_masks,
+    draw_boxes,
+    draw_intervals,
+    interval_masks,
+    linear_masks,
+)
 
 __all__ = ["BLOCKS", "MixMoPlan", "binary_probability", "member_masks", "member_weights", "plan_mixmo"]
 
-BLOCKS = ("linear", "cut")
+BLOCKS = FAMILIES
 BINARY_UNTIL = 11 / 12  # the published runs fade the binary block out over the last twelfth of training
 
 
@@ -25,27 +35,32 @@ BINARY_UNTIL = 11 / 12  # the published runs fade the binary block out over the 
 class MixMoPlan:
     """All chance of one training step.
 
-    Shapes: with B samples and M members
+    Shapes: with B samples, M members, R regions (0 for the linear block, 1, or M - 1 for a partition)
         images: [B, M] int64, the row of the batch that member i sees at position b.
         kappa: [B, M] float64, the ratios as drawn, by role.
-        ratios: [B, M] float64, the share that each member really gets, by member; sums to 1.
-        roles: [M] int64, the role that each member plays; role 0 owns the box.
-        boxes: [B, 4] int64 (top, bottom, left, right) at stem-output size, or None for the linear block.
-        size: (h, w) of the masks.
+        roles: [M] int64, the role that each member plays; role 0 owns the first region.
+        family: the mixing block that this batch takes.
+        regions: R arrays of [B, 4] (boxes: top, bottom, left, right) or [B, 2] (intervals), half-open, in places of the
+            map; empty for the families that are noise.
+        areas: [B, R] float64, the area that each region aims at, of what the regions before it left.
+        seed: of the generator that draws the noise on the device.
+        shape: (C', h, w), the stem's output, where masks live.
     """
 
     images: np.ndarray
     kappa: np.ndarray
-    ratios: np.ndarray
     roles: np.ndarray
-    boxes: np.ndarray | None
-    size: tuple[int, int]
+    family: str
+    regions: tuple[np.ndarray, ...]
+    areas: np.ndarray
+    seed: int
+    shape: tuple[int, int, int]
 
 
 def plan_mixmo(
     batch: int,
     members: int,
-    size: tuple[int, int],
+    shape: tuple[int, int, int],
     *,
     rng: np.random.Generator,
     block: str = "cut",
@@ -53,40 +68,71 @@ def plan_mixmo(
     alpha: float = 2.0,
     repetition: float = 0.0,
     equal: bool = False,
+    partition: bool = False,
+    same_ratio: bool = False,
 ) -> MixMoPlan:
     """Draw one MixMo step (paper, sec. 3 and 4.1).
 
     Args:
-        size: (h, w) of the stem's output, where the masks live.
-        block: `linear`, or the binary block `cut`.
-        prob: probability that the batch takes the binary block rather than the linear one.
+        shape: (C', h, w) of the stem's output.
+        block: a mask family; `linear` or one of the others, of which the batch takes `linear` with 1 - prob.
+        prob: probability that the batch takes `block` rather than the linear one.
         alpha: kappa ~ Dirichlet(alpha, ..., alpha) per sample; for two members Beta(alpha, alpha).
         repetition: rho; the first int(rho * B) positions show the same image to all members (MIMO's input repetition).
         equal: ratios 1 / M instead of drawn ones (MIMO).
+        partition: with more than two members, every place belongs to exactly one of them; otherwise role 0's region is
+            cut out and the others share the rest in proportion to their kappa, as published for `cut`.
+        same_ratio: one draw of kappa for the whole batch.
     Raises:
-        ValueError: members < 1, an unknown block, alpha <= 0, prob or repetition outside [0, 1].
+        ValueError: members < 1, an unknown block, alpha <= 0, prob or repetition outside [0, 1], a partition by a block
+            that is not binary.
     Reference: arXiv:2103.06132; batch of roles shuffled as in its published code.
-    Departs from it: more than two members for the cut block, as the published code does: the others share the rest.
+    Departs from it: every family takes any number of members.
     """
-    _check_settings(members, block, prob, alpha, repetition)
-    binary = block != "linear" and rng.random() < prob
+    _check_settings(members, block, prob, alpha, repetition, partition)
+    family = block if block != "linear" and rng.random() < prob else "linear"
     images = _draw_images(batch, members, repetition, rng)
-    kappa = np.full((batch, members), 1 / members) if equal else rng.dirichlet([alpha] * members, size=batch)
+    kappa = rng.dirichlet([alpha] * members, size=1 if same_ratio else batch)
+    kappa = np.full((batch, members), 1 / members) if equal else np.broadcast_to(kappa, (batch, members))
     roles = rng.permutation(members)
-    boxes = draw_boxes(kappa[:, 0], size, rng=rng) if binary else None
-    inside, outside = _shares(kappa, binary)
-    area = _area(boxes, size) if boxes is not None else np.zeros(batch)
-    ratios = (outside + area[:, None] * (inside - outside))[:, roles]
-    return MixMoPlan(images, kappa, ratios, roles, boxes, size)
+    count = 0 if family == "linear" or members == 1 else members - 1 if partition else 1
+    areas = _areas(kappa, count)
+    regions = tuple(_draw_region(family, areas[:, j], shape, rng) for j in range(count if family not in NOISES else 0))
+    seed = int(rng.integers(2**63)) if family in NOISES else 0
+    return MixMoPlan(images, kappa, roles, family, regions, areas, seed, shape)
 
 
-def member_masks(plan: MixMoPlan, device: torch.device | str = "cpu") -> Tensor:
-    """Fill in the masks of a plan: [B, M, 1, h, w] float32, by member, summing to 1 over the members."""
-    inside, outside = (_to(shares[:, plan.roles], device) for shares in _shares(plan.kappa, plan.boxes is not None))
-    if plan.boxes is None:
-        return linear_masks(outside, plan.size)
-    box = box_masks(torch.from_numpy(plan.boxes).to(device, non_blocking=True), plan.size)
-    return box * inside[:, :, None, None, None] + (1 - box) * outside[:, :, None, None, None]
+def member_masks(plan: MixMoPlan, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Fill in the masks of a plan.
+
+    Shapes: returns masks [B, M, 1 or C', h, w] float32, by member, summing to 1 over the members; and ratios [B, M]
+        float32, the share that each member really gets, the mean of its mask.
+    """
+    batch, members = plan.kappa.shape
+    count = plan.areas.shape[1]
+    shares = torch.from_numpy(_rest(plan.kappa, count)).to(device, torch.float32, non_blocking=True)
+    if count == 0:
+        shares = shares[:, plan.roles]
+        return linear_masks(shares, plan.shape[1:]), shares
+    areas = torch.from_numpy(plan.areas).to(device, torch.float32, non_blocking=True)
+    generator = torch.Generator(device).manual_seed(plan.seed)
+    member_of = np.argsort(plan.roles).tolist()  # role -> member
+    masks, ratios, left = None, torch.empty(batch, members, device=device), None
+    for j in range(count):
+        region = _fill(plan, j, areas[:, j], generator, (batch, *plan.shape))
+        if masks is None:
+            masks = region.new_empty(batch, members, *region.shape[1:])
+        owned = masks[:, member_of[j]]
+        owned.copy_(region) if left is None else torch.mul(left, region, out=owned)
+        ratios[:, member_of[j]] = owned.mean((1, 2, 3))
+        left = 1 - region if left is None else left * (1 - region)
+    assert masks is not None
+    assert left is not None
+    rest = left.mean((1, 2, 3))
+    for k in range(count, members):
+        torch.mul(left, shares[:, k, None, None, None], out=masks[:, member_of[k]])
+        ratios[:, member_of[k]] = rest * shares[:, k]
+    return masks, ratios
 
 
 def member_weights(ratios: Tensor, r: float) -> Tensor:
@@ -114,11 +160,13 @@ def binary_probability(progress: float, prob: float, until: float = BINARY_UNTIL
     return prob * max(0.0, 1 - progress) / (1 - until)
 
 
-def _check_settings(members: int, block: str, prob: float, alpha: float, repetition: float) -> None:
+def _check_settings(members: int, block: str, prob: float, alpha: float, repetition: float, partition: bool) -> None:
     if members < 1:
         raise ValueError(f"members must be >= 1, got {members}")
     if block not in BLOCKS:
         raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}")
+    if partition and block not in BINARY:
+        raise ValueError(f"partition needs a binary block ({', '.join(BINARY)}), got {block!r}")
     if not _is_number(alpha) or not 0 < alpha < math.inf:
         raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
     for name, value in (("prob", prob), ("repetition", repetition)):
@@ -142,25 +190,38 @@ def _draw_images(batch: int, members: int, repetition: float, rng: np.random.Gen
     return np.stack(columns, axis=1)
 
 
-def _shares(kappa: np.ndarray, binary: bool) -> tuple[np.ndarray, np.ndarray]:
-    """What each role gets inside and outside the region of role 0; both [B, M], sums 1."""
-    if not binary:
-        return kappa, kappa
-    inside = np.zeros_like(kappa)
-    inside[:, 0] = 1
-    if kappa.shape[1] == 1:
-        return inside, inside
-    outside = kappa.copy()
-    outside[:, 0] = 0
-    rest = outside.sum(1, keepdims=True)
-    even = (1 - inside) / (kappa.shape[1] - 1)  # a tiny alpha can draw kappa_0 = 1: then the others share evenly
-    return inside, np.where(rest > 0, outside / np.where(rest > 0, rest, 1), even)
+def _areas(kappa: np.ndarray, count: int) -> np.ndarray:
+    """Area that each of `count` regions aims at, relative to what the ones before it left; [B, count]."""
+    left = 1 - np.cumsum(kappa, axis=1) + kappa
+    return np.clip(kappa[:, :count] / np.maximum(left[:, :count], 1e-12), 0, 1)
 
 
-def _area(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Share of the map inside each box; [B]."""
-    return (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / (size[0] * size[1])
+def _rest(kappa: np.ndarray, count: int) -> np.ndarray:
+    """How the roles from `count` on share what the regions leave; [B, M], zero for the roles before."""
+    shares = kappa.copy()
+    shares[:, :count] = 0
+    total = shares.sum(1, keepdims=True)
+    even = (np.arange(kappa.shape[1]) >= count) / (kappa.shape[1] - count)  # a tiny alpha can leave nothing to share
+    return np.where(total > 0, shares / np.where(total > 0, total, 1), even)
 
 
-def _to(array: np.ndarray, device: torch.device | str) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32)).to(device, non_blocking=True)
+def _draw_region(family: str, kappa: np.ndarray, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    if family == "cut":
+        return draw_boxes(kappa, shape[1:], rng=rng)
+    return draw_intervals(kappa, shape[INTERVALS[family] - 1], rng=rng)
+
+
+def _fill(
+    plan: MixMoPlan, j: int, area: Tensor, generator: torch.Generator, shape: tuple[int, int, int, int]
+) -> Tensor:
+    """Region j of a plan: [B, 1 or C', h, w]."""
+    if plan.family in NOISES:
+        return NOISES[plan.family](area, shape, generator)
+    drawn = torch.from_numpy(plan.regions[j]).to(area.device, non_blocking=True)
+    if plan.family == "cut":
+        return box_masks(drawn, shape[2:])
+    axis = INTERVALS[plan.family]
+    view = [shape[0], 1, 1, 1]
+    view[axis] = shape[axis]
+    size = (shape[0], shape[1] if axis == 1 else 1, *shape[2:])
+    return interval_masks(drawn, shape[axis]).view(view).expand(size)

@@ -9,6 +9,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_mix.functional.mixmo import MixMoPlan, binary_probability, member_masks, member_weights, plan_mixmo
+from timm_mix.functional.msda import MsdaPlan, kept_labels, kept_pixels, plan_msda
 from timm_mix.models._members import reduce_members
 from timm_mix.tasks._base import MemberTask, per_sample_loss
 
@@ -22,12 +23,17 @@ class MixMoTask(MemberTask):
     members' losses with the weights w_r of their ratios.
 
     Args:
-        block: the binary mixing block, `cut`, or `linear` for Linear-MixMo.
-        prob: probability of the binary block per batch; fades to 0 over the last twelfth of training.
+        block: the mixing block: `linear` for Linear-MixMo, or a family of functional.masks such as `cut`.
+        prob: probability per batch of `block` rather than the linear one; fades to 0 over the last twelfth of training.
         alpha: ratios ~ Dirichlet(alpha, ..., alpha).
         r: weight exponent; 1 weights by the ratio, math.inf weights alike; the paper's plateau is 3 to 6.
         repetition: rho, the share of the batch in which all members see the same image.
         mimo: MIMO (Havasi et al., ICLR 2021): linear block, equal ratios, equal weights.
+        partition: with more than two members, every place belongs to exactly one of them.
+        same_ratio: one draw of the ratios for the whole batch.
+        msda: `cutmix` or `mixup` of each member's image in pixels, before it is encoded; None for neither.
+        msda_alpha: their Beta parameter.
+        msda_prob: probability per member and sample.
         kwargs: see MemberTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
         loss: scalar.   output: [B, K], the ensemble.   ce: the members' unweighted mean loss, detached.
@@ -46,6 +52,11 @@ class MixMoTask(MemberTask):
         r: float = 3.0,
         repetition: float = 0.0,
         mimo: bool = False,
+        partition: bool = False,
+        same_ratio: bool = False,
+        msda: str | None = None,
+        msda_alpha: float = 1.0,
+        msda_prob: float = 0.5,
         **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
@@ -54,12 +65,17 @@ class MixMoTask(MemberTask):
             "alpha": alpha,
             "repetition": repetition,
             "equal": mimo,
+            "partition": partition and not mimo,
+            "same_ratio": same_ratio,
         }
+        self.msda = None if msda is None else {"method": msda, "alpha": msda_alpha, "prob": msda_prob}
         self.prob = prob
         self.r = 1.0 if mimo else r
-        self._stem_sizes: dict[tuple[int, int], tuple[int, int]] = {}
+        self._stem_shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
         # a wrong setting is an error now, not in the first step
-        plan_mixmo(1, 2, (1, 1), rng=np.random.default_rng(0), prob=prob, **self.settings)
+        plan_mixmo(1, 2, (1, 1, 1), rng=np.random.default_rng(0), prob=prob, **self.settings)
+        if self.msda is not None:
+            plan_msda(1, 2, (1, 1), rng=np.random.default_rng(0), **self.msda)
         member_weights(torch.ones(1, 1), self.r)
 
     def _check_model(self, model: nn.Module, num_classes: int) -> None:
@@ -71,26 +87,43 @@ class MixMoTask(MemberTask):
         """All chance of one step, for a batch like `input`."""
         model = unwrap_model(self.trainable_module)
         size = (input.shape[-2], input.shape[-1])
-        if size not in self._stem_sizes:
-            self._stem_sizes[size] = model.stem_shape(size)[1:]
+        if size not in self._stem_shapes:
+            self._stem_shapes[size] = model.stem_shape(size)
         prob = binary_probability(self.progress, self.prob)
         return plan_mixmo(
-            input.shape[0], model.num_members, self._stem_sizes[size], rng=self.rng, prob=prob, **self.settings
+            input.shape[0], model.num_members, self._stem_shapes[size], rng=self.rng, prob=prob, **self.settings
         )
 
-    def forward(self, input: Tensor, target: Tensor, plan: MixMoPlan | None = None) -> dict[str, Tensor]:
-        """One step; `plan` fixes its chance (drawn when it is None)."""
+    def draw_msda(self, input: Tensor) -> MsdaPlan | None:
+        """The chance of the mixed samples inside, None without them."""
+        if self.msda is None:
+            return None
+        members = unwrap_model(self.trainable_module).num_members
+        return plan_msda(input.shape[0], members, (input.shape[-2], input.shape[-1]), rng=self.rng, **self.msda)
+
+    def forward(
+        self, input: Tensor, target: Tensor, plan: MixMoPlan | None = None, msda: MsdaPlan | None = None
+    ) -> dict[str, Tensor]:
+        """One step; `plan` and `msda` fix its chance (drawn when they are None)."""
         if input.ndim != 4:
             raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
         target = self._checked_target(input, target)
         plan = self.draw(input) if plan is None else plan
+        msda = self.draw_msda(input) if msda is None else msda
         images = torch.from_numpy(plan.images).to(input.device, non_blocking=True)
         members = input[images.T].transpose(0, 1)  # [B, M, C, H, W], every member contiguous in memory
-        masks = member_masks(plan, input.device)
-        logits = self.trainable_module(members, masks=masks, return_members=True)
-        losses = per_sample_loss(self.criterion, logits, target[images])
-        ratios = torch.from_numpy(plan.ratios).to(input.device, losses.dtype, non_blocking=True)
-        loss = (member_weights(ratios, self.r) * losses).sum(1).mean()
+        masks, ratios = member_masks(plan, input.device)
+        if msda is None:
+            logits = self.trainable_module(members, masks=masks, return_members=True)
+            losses = per_sample_loss(self.criterion, logits, target[images])
+        else:
+            partners = torch.from_numpy(msda.partners).to(input.device, non_blocking=True)
+            keep, lam = kept_labels(kept_pixels(msda, input.device), masks)
+            members = torch.lerp(input[partners.T].transpose(0, 1), members, keep.to(input.dtype))
+            logits = self.trainable_module(members, masks=masks, return_members=True)
+            own = per_sample_loss(self.criterion, logits, target[images])
+            losses = lam * own + (1 - lam) * per_sample_loss(self.criterion, logits, target[partners])
+        loss = (member_weights(ratios.to(losses.dtype), self.r) * losses).sum(1).mean()
         self.step += 1
         ensemble = unwrap_model(self.trainable_module).ensemble
         return {"loss": loss, "output": reduce_members(logits, ensemble), "ce": losses.detach().mean()}

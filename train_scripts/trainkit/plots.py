@@ -12,7 +12,7 @@ from timm_mix.functional.mixmo import MixMoPlan, member_masks
 from trainkit.errors import UsageError
 from trainkit.files import write_whole
 
-__all__ = ["plot_curves", "plot_mixed_inputs"]
+__all__ = ["plot_curves", "plot_mask_families", "plot_mixed_inputs"]
 
 
 def plot_mixed_inputs(path: Path, images: Tensor, plan: MixMoPlan, mean: Tensor, std: Tensor, rows: int = 6) -> None:
@@ -24,7 +24,9 @@ def plot_mixed_inputs(path: Path, images: Tensor, plan: MixMoPlan, mean: Tensor,
     """
     plt = _matplotlib()
     batch, members = plan.images.shape
-    masks = F.interpolate(member_masks(plan).flatten(0, 1), size=images.shape[-2:]).unflatten(0, (batch, members))
+    shares, ratios = member_masks(plan)
+    shares = shares.mean(2, keepdim=True)  # over the channels, where the block differs between them
+    masks = F.interpolate(shares.flatten(0, 1), size=images.shape[-2:]).unflatten(0, (batch, members))
     pixels = (images * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
     seen = pixels[torch.from_numpy(plan.images)]  # [B, M, C, H, W]
     mixed = (seen * masks).sum(1)
@@ -33,7 +35,7 @@ def plot_mixed_inputs(path: Path, images: Tensor, plan: MixMoPlan, mean: Tensor,
     for b in range(rows):
         for i in range(members):
             _show(axes[b, 2 * i], seen[b, i], f"member {i}" if b == 0 else "")
-            share = f"share {plan.ratios[b, i]:.2f}"
+            share = f"share {ratios[b, i]:.2f}"
             _show(axes[b, 2 * i + 1], masks[b, i].expand(3, -1, -1), f"mask {i}\n{share}" if b == 0 else share)
         _show(axes[b, -1], mixed[b], "mixed" if b == 0 else "")
     _save(figure, path)
@@ -55,6 +57,34 @@ def plot_curves(path: Path, results: dict[str, Any]) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
+    _save(figure, path)
+
+
+def plot_mask_families(
+    path: Path, drawn: dict[str, list[tuple[Tensor, Tensor]]], kappas: tuple[float, ...], columns: int = 2
+) -> None:
+    """One page of mixing blocks, white where the place is role 0's; the area really kept stands above each mask.
+
+    Shapes: drawn: family -> per kappa (masks [D, h, w], first channel of each; areas [D], over all channels).
+    """
+    plt = _matplotlib()
+    draws = len(next(iter(drawn.values()))[0][1])
+    width = draws * len(kappas)
+    rows = -(-len(drawn) // columns)
+    size = (0.75 * width * columns, 0.95 * rows)
+    figure, axes = plt.subplots(rows, width * columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for n, (family, by_kappa) in enumerate(drawn.items()):
+        first = (n % columns) * width
+        for k, (masks, areas) in enumerate(by_kappa):
+            for d in range(draws):
+                axis = axes[n // columns, first + k * draws + d]
+                axis.axis("on")
+                _show(axis, masks[d].expand(3, -1, -1), "")
+                label = f"{areas[d]:.2f}" if d else f"κ={kappas[k]}: {areas[d]:.2f}"
+                axis.set_title(label, fontsize=5)
+        axes[n // columns, first].set_ylabel(family, fontsize=6)
     _save(figure, path)
 
 
