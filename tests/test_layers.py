@@ -13,6 +13,7 @@ ALLOWED = {
     "mixers": {"functional"},
     "tasks": {"functional", "models", "mixers"},
     "metrics": {"functional", "models"},
+    "convert": {"functional", "models"},
     "hub": {"functional", "models", "tasks", "mixers", "metrics"},
     "version": set(),
 }

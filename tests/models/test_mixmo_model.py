@@ -21,6 +21,8 @@ FAMILIES = {
     "densenet": ("densenet121", {"block_config": (2, 2, 2, 2)}),
     "regnet": ("regnetx_002", {}),
     "convnext": ("convnext_atto", {}),
+    "wrn": ("wrn16_2", {}),
+    "preact_resnet": ("preact_resnet18", {"layers": (1, 1, 1, 1)}),
     "vgg_bn": ("vgg11_bn", {}),
     "convmixer": ("convmixer_768_32", {}),
     "vit": ("vit_tiny_patch16_224", {"depth": 2}),

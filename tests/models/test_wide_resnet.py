@@ -16,7 +16,11 @@ def _count(model):
 @pytest.mark.parametrize(
     ("name", "parameters"),
     # WRN-28-10: published MixMo code (M = 1). The others: the same layers, counted in _by_hand.
-    [("wrn28_10", 36_536_884), ("wrn16_2", None), ("wrn16_4", None), ("wrn28_2", None)],
+    [
+        ("wrn28_10", 36_536_884),
+        *((f"wrn16_{k}", None) for k in (2, 4)),
+        *((f"wrn28_{k}", None) for k in (2, 3, 4, 5, 6, 7, 8, 12, 14)),
+    ],
 )
 def test_parameters_are_exact(name, parameters):
     model = timm.create_model(name, device="meta")

@@ -22,6 +22,7 @@ from timm_mix.models._backbone import (
     is_linear_conv,
     take_apart,
 )
+from timm_mix.models._entrypoints import register_table
 from timm_mix.models._members import check_ensemble, member_output, mix_members, prefix_matcher, select_member
 
 __all__ = ["MixMo"]
@@ -254,17 +255,16 @@ def _create_mixmo(variant: str, pretrained: bool, backbone: str, members: int, *
     )
 
 
+_BACKBONES = (
+    "wrn16_2",
+    *(f"wrn28_{k}" for k in (2, 3, 4, 5, 6, 7, 8, 10, 12, 14)),
+    *("preact_resnet18", "preact_resnet18_w2", "preact_resnet18_w3"),
+    *("resnet18", "resnet50", "resnext50_32x4d", "efficientnet_b0", "convnext_tiny"),
+    # No ViT: timm's tests exempt only names that begin with vit_ from having feature maps, and tokens are not maps.
+    "swin_tiny_patch4_window7_224",
+)
 _NAMED: Dict[str, Tuple[str, int]] = {
-    f"mixmo_{arch}_m{members}": (arch, members)
-    for arch, counts in {
-        "wrn16_2": (2,),
-        "wrn28_10": (2, 3, 4),
-        "resnet18": (2,),
-        "resnet50": (2, 3, 4),
-        "efficientnet_b0": (2,),
-        "convnext_tiny": (2,),
-    }.items()
-    for members in counts
+    f"mixmo_{backbone}_m{members}": (backbone, members) for backbone in _BACKBONES for members in (2, 3, 4)
 }
 default_cfgs = generate_default_cfgs(
     {"mixmo": _cfg("resnet18", 2), **{name: _cfg(*variant) for name, variant in _NAMED.items()}}
@@ -286,61 +286,7 @@ def mixmo(pretrained: bool = False, backbone: str = "resnet18", members: int = 2
     return _create_mixmo("mixmo", pretrained, backbone, members, **kwargs)
 
 
-@register_model
-def mixmo_wrn16_2_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with two members over WRN-16-2."""
-    return _create_named("mixmo_wrn16_2_m2", pretrained, **kwargs)
-
-
-@register_model
-def mixmo_wrn28_10_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with two members over WRN-28-10."""
-    return _create_named("mixmo_wrn28_10_m2", pretrained, **kwargs)
-
-
-@register_model
-def mixmo_wrn28_10_m3(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with three members over WRN-28-10."""
-    return _create_named("mixmo_wrn28_10_m3", pretrained, **kwargs)
-
-
-@register_model
-def mixmo_wrn28_10_m4(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with four members over WRN-28-10."""
-    return _create_named("mixmo_wrn28_10_m4", pretrained, **kwargs)
-
-
-@register_model
-def mixmo_resnet18_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with two members over ResNet-18."""
-    return _create_named("mixmo_resnet18_m2", pretrained, **kwargs)
-
-
-@register_model
-def mixmo_resnet50_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with two members over ResNet-50."""
-    return _create_named("mixmo_resnet50_m2", pretrained, **kwargs)
-
-
-@register_model
-def mixmo_resnet50_m3(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with three members over ResNet-50."""
-    return _create_named("mixmo_resnet50_m3", pretrained, **kwargs)
-
-
-@register_model
-def mixmo_resnet50_m4(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with four members over ResNet-50."""
-    return _create_named("mixmo_resnet50_m4", pretrained, **kwargs)
-
-
-@register_model
-def mixmo_efficientnet_b0_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with two members over EfficientNet-B0."""
-    return _create_named("mixmo_efficientnet_b0_m2", pretrained, **kwargs)
-
-
-@register_model
-def mixmo_convnext_tiny_m2(pretrained: bool = False, **kwargs: Any) -> MixMo:
-    """MixMo with two members over ConvNeXt-T."""
-    return _create_named("mixmo_convnext_tiny_m2", pretrained, **kwargs)
+register_table(
+    _create_named,
+    {name: f"MixMo with {members} members over {backbone}." for name, (backbone, members) in _NAMED.items()},
+)

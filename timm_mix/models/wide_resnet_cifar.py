@@ -7,7 +7,7 @@ and 64k channels.
 """
 
 import math
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 from timm.layers import (
@@ -247,33 +247,30 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({name: _cfg() for name in ("wrn16_2", "wrn16_4", "wrn28_2", "wrn28_10")})
+# name: (depth, widen factor); WRN-28-10 is the network of the MixMo paper's CIFAR tables, the others of its figures
+_NAMED: Dict[str, Tuple[int, int]] = {
+    **{f"wrn16_{k}": (16, k) for k in (2, 4)},
+    **{f"wrn28_{k}": (28, k) for k in (2, 3, 4, 5, 6, 7, 8, 10, 12, 14)},
+}
+default_cfgs = generate_default_cfgs({name: _cfg() for name in _NAMED})
 
 
-def _create_wrn(variant: str, pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    feature_cfg = {"out_indices": (0, 1, 2, 3)}
-    return build_model_with_cfg(WideResNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+def _entrypoint(variant: str) -> Callable[..., WideResNet]:
+    depth, widen_factor = _NAMED[variant]
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+        return build_model_with_cfg(
+            WideResNet,
+            variant,
+            pretrained,
+            feature_cfg={"out_indices": (0, 1, 2, 3)},
+            **{"depth": depth, "widen_factor": widen_factor, **kwargs},
+        )
+
+    entrypoint.__name__ = entrypoint.__qualname__ = variant
+    entrypoint.__doc__ = f"Pre-activation WRN-{depth}-{widen_factor}."
+    return entrypoint
 
 
-@register_model
-def wrn16_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-16-2, 0.7 M parameters."""
-    return _create_wrn("wrn16_2", pretrained, **{"depth": 16, "widen_factor": 2, **kwargs})
-
-
-@register_model
-def wrn16_4(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-16-4, 2.8 M parameters."""
-    return _create_wrn("wrn16_4", pretrained, **{"depth": 16, "widen_factor": 4, **kwargs})
-
-
-@register_model
-def wrn28_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-28-2, 1.5 M parameters."""
-    return _create_wrn("wrn28_2", pretrained, **{"depth": 28, "widen_factor": 2, **kwargs})
-
-
-@register_model
-def wrn28_10(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-28-10, 36.5 M parameters: the network of the MixMo paper's CIFAR tables."""
-    return _create_wrn("wrn28_10", pretrained, **{"depth": 28, "widen_factor": 10, **kwargs})
+for _variant in _NAMED:  # on its own, because this file also serves where nothing but timm is installed
+    globals()[_variant] = register_model(_entrypoint(_variant))
