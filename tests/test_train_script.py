@@ -12,12 +12,18 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from timm.data import Mixup
+from timm.task import ClassificationTask
 from torch.nn import functional as F
 
+import train
 from timm_mix.tasks import CoTrainingTask, MixMoTask
 from train import main
+from trainkit.build import build_schedule
+from trainkit.config import parse_config
 from trainkit.engine import Trainer
 from trainkit.sampler import EpochBatchSampler
 from trainkit.sources import open_dataset
@@ -244,8 +250,11 @@ def test_model_ema_publishes_the_average_over_all_updates(run, recorded, images,
     assert results["epochs"][-1]["eval_ema"]["ensemble"]["nll"] == pytest.approx(nll, rel=1e-5)
 
 
-def hand_written(images, lr, accum, batch=8, seed=42):
-    """One epoch of plain gradient descent, the gradient averaged over `accum` batches (fewer in the last group)."""
+def hand_written(images, lr, accum, batch=8, seed=42, l2=0.0):
+    """One epoch of plain gradient descent, the gradient averaged over `accum` batches (fewer in the last group).
+
+    Each update's loss has l2 * sum of squares of all parameters added, by autograd.
+    """
     torch.manual_seed(seed)
     model = timm.create_model("test_vit", img_size=SIZE, num_classes=3)
     dataset = open_dataset("", images, "train")
@@ -257,6 +266,7 @@ def hand_written(images, lr, accum, batch=8, seed=42):
         for samples in group:
             x, y = torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples])
             (F.cross_entropy(model(x), y) / len(group)).backward()
+        (l2 * sum((parameter**2).sum() for parameter in model.parameters())).backward()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= lr * parameter.grad
@@ -272,6 +282,173 @@ def test_accumulated_batches_give_the_mean_gradient(accum, run, images, tmp_path
     moved = max((twin[name] - start[name]).abs().max() for name in twin)
     for name, parameter in twin.items():
         torch.testing.assert_close(trained[name], parameter, rtol=0, atol=1e-5 * float(moved))
+
+
+L2 = 0.05
+
+
+def assert_penalised(folder, images, accum):
+    """The weights are those of the hand-written loop with the penalty, which differ from those without."""
+    trained = checkpoint(folder)["state_dict"]
+    plain, twin = (hand_written(images, 0.3, accum, l2=l2) for l2 in (0.0, L2))
+    moved = max((twin[name] - plain[name]).abs().max() for name in twin)
+    for name, parameter in twin.items():
+        torch.testing.assert_close(trained[name], parameter, rtol=0, atol=1e-4 * float(moved))
+
+
+@pytest.mark.parametrize("accum", [1, 3])
+def test_the_l2_penalty_is_in_the_gradient_once_per_update(accum, run, images, tmp_path):
+    run(*VIT, *PLAIN_SGD, "--lr", "0.3", "--grad-accum-steps", str(accum), "--l2-penalty", str(L2))
+    assert_penalised(tmp_path / "run", images, accum)
+
+
+def test_the_l2_penalty_does_not_depend_on_the_loss_scale(run, images, monkeypatch, tmp_path):
+    original = train._accelerator
+
+    def with_scaler(config):  # what float16 does on a GPU
+        accelerator = original(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        return accelerator
+
+    monkeypatch.setattr(train, "_accelerator", with_scaler)
+    unscale = lambda accelerator, optimizer: accelerator.scaler.unscale_(optimizer.optimizer)  # noqa: E731
+    monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
+    flags = ["--lr", "0.3", "--l2-penalty", str(L2), "--clip-grad", "1e9"]  # one unscaling for both
+    run(*VIT, *PLAIN_SGD, *flags)
+    assert_penalised(tmp_path / "run", images, 1)
+
+
+def test_the_l2_penalty_does_not_depend_on_the_number_of_processes(images, tmp_path):
+    flags = [*VIT, *PLAIN_SGD, "--lr", "0.3", "--l2-penalty", str(L2), "--batch-size", "4", "--epochs", "1", "--cpu"]
+    data = ["--data-dir", str(images), "--img-size", str(SIZE), "--workers", "0"]
+    place = ["--output", str(tmp_path), "--experiment", "run"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = in_a_process([*launch, str(SCRIPT), *data, *place, *flags])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("predicted cost: ") == 1
+    assert_penalised(tmp_path / "run", images, 1)
+
+
+def test_the_l2_penalty_is_not_in_the_reported_loss(run):
+    rows = [run(*VIT, *PLAIN_SGD, "--lr", "0", *flags)["epochs"][0] for flags in ([], ["--l2-penalty", "9"])]
+    assert rows[0]["train"] == rows[1]["train"]
+
+
+def test_the_l2_penalty_shrinks_what_the_loss_does_not_reach(run, tmp_path):
+    flags = ["--batch-size", str(TRAIN), "--lr", "1", "--l2-penalty", "0.25"]
+    run("--task", "mixmo", *TASKS["mixmo"], *PLAIN_SGD, *flags, name="shrunk")
+    run("--task", "mixmo", *TASKS["mixmo"], *PLAIN_SGD, *flags[:-2], name="free")
+    shrunk, free = (checkpoint(tmp_path / name)["state_dict"] for name in ("shrunk", "free"))
+    torch.manual_seed(42)
+    start = timm.create_model("mixmo", backbone="wrn16_2", depth=10, widen_factor=1, members=2, num_classes=3)
+    for name, parameter in start.named_parameters():  # norm layers and biases, too
+        torch.testing.assert_close(shrunk[name], free[name] - 0.5 * parameter.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def mixed(monkeypatch):
+    """Every call of timm's Mixup, and every batch that the task gets: (images, labels)."""
+    given, returned, seen = [], [], []
+    call, forward = Mixup.__call__, ClassificationTask.forward
+
+    def spy(mixup, x, y):
+        given.append((x.clone(), y.clone()))
+        returned.append(call(mixup, x, y))
+        return returned[-1]
+
+    monkeypatch.setattr(Mixup, "__call__", spy)
+    monkeypatch.setattr(ClassificationTask, "forward", lambda task, x, y: (seen.append((x, y)), forward(task, x, y))[1])
+    return given, returned, seen
+
+
+def test_mixup_adds_the_mirrored_batch_to_images_and_labels_alike(run, mixed):
+    run(*TASKS["classification"], "--mixup", "1", "--smoothing", "0.3")
+    given, returned, seen = mixed
+    assert len(given) == len(seen) == TRAIN // 8
+    for (x, y), (mixed_x, mixed_y), (task_x, task_y) in zip(given, returned, seen, strict=True):
+        assert task_x is mixed_x
+        assert task_y is mixed_y
+        smooth = F.one_hot(y, 3) * 0.7 + 0.1
+        other = (x - x.flip(0)).flatten()
+        lam = float((mixed_x - x.flip(0)).flatten() @ other / (other @ other))
+        torch.testing.assert_close(mixed_x, lam * x + (1 - lam) * x.flip(0), rtol=0, atol=1e-5)
+        torch.testing.assert_close(mixed_y, lam * smooth + (1 - lam) * smooth.flip(0), rtol=0, atol=1e-5)
+
+
+def test_cutmix_per_image_leaves_each_pixel_to_one_of_two_images(run, mixed):
+    run(*TASKS["classification"], "--cutmix", "1", "--mixup-prob", "0.5", "--mixup-mode", "elem", "--padding", "0")
+    kept = []
+    for (x, y), (mixed_x, mixed_y) in zip(*mixed[:2], strict=True):
+        mine, partner = (mixed_x == x).all(1), (mixed_x == x.flip(0)).all(1)
+        assert (mine | partner).all()
+        lam = mine.float().mean((1, 2))[:, None]
+        torch.testing.assert_close(mixed_y, lam * F.one_hot(y, 3) + (1 - lam) * F.one_hot(y, 3).flip(0))
+        kept += lam.flatten().tolist()
+    assert 1 <= sum(lam == 1 for lam in kept) < len(kept) - 1  # some images are left alone, some are not
+    assert len(set(kept)) > 5
+
+
+def test_a_resumed_run_mixes_like_an_uninterrupted_one(run, interrupted, tmp_path):
+    flags = [*TASKS["classification"], "--mixup", "1", "--cutmix", "1", "--epochs", "2", "--resume", "auto"]
+    whole = run(*flags, name="whole")
+    interrupted("in an epoch", *flags)
+    assert [figures(row) for row in run(*flags)["epochs"]] == [figures(row) for row in whole["epochs"]]
+
+
+def test_the_predicted_cost_is_one_line_before_the_first_epoch(run, capsys):
+    flags = ["--batch-repeats", "2", "--epochs", "3"]
+    results = run("--task", "mixmo", *TASKS["mixmo"], *flags)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("predicted cost: 27 iterations (9 per epoch), 2.0")
+    assert lines[0].endswith(" x the time of plain wrn16_2")
+    assert lines[1].startswith("epoch 1/3 ")
+    assert results["predicted_cost"] == lines[0].removeprefix("predicted cost: ")
+    assert results["steps_per_epoch"] == 9
+
+
+RECIPE = SCRIPT.parent / "recipes" / "cifar100" / "cut_mixmo_m2_b4.yaml"
+
+
+@pytest.mark.parametrize("updates", [1, 7])
+def test_the_published_schedule_warms_up_for_an_epoch_and_drops_at_the_start_of_epochs_101_201_226(updates):
+    config = parse_config(["--config", str(RECIPE)])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
+    schedule, epochs = build_schedule(config, optimizer, updates)
+    assert epochs == 300
+    for epoch in range(1, epochs + 1):  # counted from 1, as published
+        base = config.lr * 0.1 ** sum(epoch >= start for start in (101, 201, 226))
+        for update in range(updates):
+            wanted = base * update / updates if epoch == 1 else base
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted), (epoch, update)
+            schedule.step_update((epoch - 1) * updates + update + 1)
+        schedule.step(epoch)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags"),
+    [
+        ("cifar100/cutmix.yaml", TASKS["classification"]),
+        ("cifar10/cut_mixmo_cutmix_m2_b4.yaml", TASKS["mixmo"][:-2]),
+        ("tiny_imagenet/linear_mixmo_w1_m2_b4.yaml", TASKS["mixmo"][:-2]),
+        ("imagenet/cut_mixmo_resnet50_m2.yaml", [*TASKS["mixmo"][:-2], "--aug", "imagenet", "--warmup-epochs", "0"]),
+    ],
+)
+def test_a_published_recipe_runs_on_folders_of_images(recipe, flags, run):
+    folders = ["--dataset", "folder", "--no-dataset-download", "--no-pin-mem", "--export", "last"]
+    results = run("--config", str(RECIPE.parents[1] / recipe), *folders, *flags)
+    assert results["last"]["ensemble"]["count"] == VALIDATION
+    assert math.isfinite(results["epochs"][0]["train"]["loss"])
+
+
+def test_milestones_by_epochs_keep_timms_meaning():
+    flags = ["--sched", "multistep", "--decay-milestones", "3", "--epochs", "5", "--lr", "1"]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, _ = build_schedule(parse_config(flags), optimizer, 7)
+    rates = []
+    for epoch in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step(epoch + 1)
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.1])
 
 
 def test_a_schedule_on_updates_counts_updates_not_batches(run):
@@ -441,6 +618,12 @@ MISTAKES = {
         ["--model", "wrn16_2", "--model-kwargs", "depth=10"],
         "cannot create task 'mixmo': .*members",
     ),
+    "mixup of members": (["--mixup", "1"], "mixup and cutmix are for task classification, got task mixmo"),
+    "mixup of an odd batch": (
+        ["--task", "classification", "--cutmix", "1", "--batch-size", "9"],
+        "mixup and cutmix need an even batch_size, got 9",
+    ),
+    "negative penalty": (["--l2-penalty", "-1"], "l2_penalty must be >= 0 and finite, got -1"),
     "views for mixmo": (["--views", "2"], "views"),
     "views of no part": ([*COTRAINING, "--views", "3"], "views"),
     "no views": ([*COTRAINING, "--views", "0"], "views must be .* 1, got 0"),

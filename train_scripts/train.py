@@ -6,6 +6,7 @@
 
 Flags carry timm's names and override the recipe. The run's folder (--output / --experiment) gets results.json,
 checkpoints/last.pt and best.pt, and model/, a folder that timm.create_model('local-dir:...', pretrained=True) loads.
+Before it starts it prints the predicted cost of the recipe.
 """
 
 import logging
@@ -21,6 +22,7 @@ from timm_mix.hub import is_model_folder, save_pretrained
 from trainkit.build import (
     build_data,
     build_loaders,
+    build_mixup,
     build_model,
     build_optimizer,
     build_schedule,
@@ -29,6 +31,7 @@ from trainkit.build import (
 )
 from trainkit.checkpoint import read_checkpoint
 from trainkit.config import Config, parse_config
+from trainkit.cost import predict_cost
 from trainkit.engine import Trainer
 from trainkit.errors import UsageError, run_script, user_errors
 
@@ -60,7 +63,7 @@ def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     optimizer = build_optimizer(config, model)
     updates = -(-len(train_loader) // config.grad_accum_steps)
     schedule, epochs = build_schedule(config, optimizer, updates)
-    about = {
+    about: dict[str, Any] = {
         "model": {"name": config.model, "parameters": sum(p.numel() for p in model.parameters())},
         "data": {
             "train_images": len(data.train),  # type: ignore[arg-type]
@@ -70,7 +73,11 @@ def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         "steps_per_epoch": len(train_loader),
         "global_batch_size": config.batch_size * world_size * config.grad_accum_steps,
     }
-    trainer = Trainer(config, accelerator, task, optimizer, schedule, epochs, train_loader, eval_loader, about)
+    if accelerator.is_main_process:
+        cost = predict_cost(config, num_classes=data.num_classes, steps_per_epoch=len(train_loader), epochs=epochs)
+        about["predicted_cost"] = str(cost)
+    loaders, mixup = (train_loader, eval_loader), build_mixup(config, data.num_classes)
+    trainer = Trainer(config, accelerator, task, optimizer, schedule, epochs, *loaders, about, mixup=mixup)
     results = trainer.run()
     if accelerator.is_main_process:
         save_pretrained(

@@ -1,15 +1,30 @@
 """Settings: which source wins, what becomes of every type, and one line for every mistake."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 import timm
 
+import timm_mix
 from trainkit.config import Config, load_recipe, parse_config
+from trainkit.cost import predict_cost, steps_per_epoch
 from trainkit.errors import UsageError
 
 RECIPES = Path(__file__).parents[2] / "train_scripts" / "recipes"
+ALL = sorted(RECIPES.glob("**/*.yaml"))
+# training images and classes of the data sets whose recipes repeat published runs
+DATA = {
+    **{"cifar10": (50_000, 10), "cifar100": (50_000, 100)},
+    **{"tiny_imagenet": (100_000, 200), "imagenet": (1_281_167, 1000)},
+}
+OF_PAPERS = [path for path in ALL if path.parent.name in DATA]
+ROWS = [
+    *("vanilla", "mixup", "cutmix", "cut_mixmo_m4_b4"),
+    *(f"{row}_m2_b{b}" for row in ("mimo", "linear_mixmo", "cut_mixmo") for b in (1, 2, 4)),
+    *(f"{row}_mixmo_cutmix_m2_b{b}" for row in ("linear", "cut") for b in (1, 2, 4)),
+]
 
 
 @pytest.fixture
@@ -183,6 +198,19 @@ def test_a_missing_recipe_is_one_line(tmp_path):
         (["--amp-dtype", "fp16"], "amp_dtype must be one of bfloat16, float16, got 'fp16'"),
         (["--clip-mode", "max"], "clip_mode must be one of norm, value, agc, got 'max'"),
         (["--export", "first"], "export must be one of last, best, got 'first'"),
+        (["--mixup-mode", "half"], "mixup_mode must be one of batch, pair, elem, got 'half'"),
+        (["--mixup", "-1"], "mixup must be >= 0 and finite, got -1"),
+        (["--cutmix", "nan"], "cutmix must be >= 0 and finite, got nan"),
+        (["--l2-penalty", "-1"], "l2_penalty must be >= 0 and finite, got -1"),
+        (["--l2-penalty", "inf"], "l2_penalty must be >= 0 and finite, got inf"),
+        (["--mixup-prob", "1.1"], r"mixup_prob must lie in \[0, 1\], got 1.1"),
+        (["--mixup-switch-prob", "-1"], r"mixup_switch_prob must lie in \[0, 1\], got -1"),
+        (
+            ["--mixup", "1", "--batch-size", "9"],
+            "mixup and cutmix need an even batch_size, got 9; take one more or less",
+        ),
+        (["--cutmix", "1", "--task", "mixmo"], "are for task classification, got task mixmo; drop them"),
+        (["--mixup", "1", "--task", "cotraining"], "are for task classification, got task cotraining; drop them"),
         (["--epochs", "0"], "epochs must be >= 1, got 0"),
         (["--epochs", "-1"], "epochs must be >= 1, got -1"),
         (["--batch-size", "0"], "batch_size must be >= 1, got 0"),
@@ -202,11 +230,88 @@ def test_help_prints_every_setting(capsys):
         assert f"--{name.replace('_', '-')}" in text
 
 
-def test_there_are_recipes():
-    assert list(RECIPES.glob("**/*.yaml"))
+def test_an_odd_batch_is_accepted_without_mixup():
+    assert parse_config(["--batch-size", "9", "--mixup-prob", "0.5"]).batch_size == 9
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("**/*.yaml")), ids=lambda path: path.stem)
+def named(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_there_is_a_recipe_for_every_row_of_the_cifar_tables(dataset):
+    assert {path.stem for path in ALL if path.parent.name == dataset} == set(ROWS)
+
+
+def test_there_is_a_recipe_for_every_width_on_tiny_imagenet():
+    rows = {f"{row}_w{width}" for row in ("vanilla", "linear_mixmo", "cut_mixmo") for width in (1, 2, 3)}
+    stems = {path.stem.removesuffix("_m2_b4") for path in ALL if path.parent.name == "tiny_imagenet"}
+    assert stems == rows
+
+
+def test_no_two_recipes_share_a_folder():
+    folders = [parse_config(["--config", str(path)]).folder for path in ALL]
+    assert len(set(folders)) == len(folders)
+
+
+def header(path):
+    """The comments above the settings: key -> text of `# key: text`, and the title."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# "):
+            break
+        lines.append(line.removeprefix("# "))
+    return {"title": lines[0], **dict(line.split(": ", 1) for line in lines[1:] if ": " in line)}
+
+
+@pytest.mark.parametrize("path", OF_PAPERS, ids=named)
+def test_a_header_states_command_published_figure_and_source(path):
+    stated = header(path)
+    assert stated["command"] == (
+        f"python train_scripts/train.py --config train_scripts/recipes/{path.parent.name}/{path.name}"
+    )
+    figure = r"\d\d\.\d\d(-\d\d\.\d\d)? %(, NLL_c 0\.\d{3})? \((released checkpoints?|paper's table)\)"
+    assert re.fullmatch(rf"none known|{figure}(, {figure})?", stated["published"])
+    assert "arXiv:2103.06132" in stated["title"]
+
+
+costs = {}  # of the networks: counting takes a second
+
+
+@pytest.mark.parametrize("path", OF_PAPERS, ids=named)
+def test_a_header_states_the_cost_that_train_prints(path):
+    config = parse_config(["--config", str(path)])
+    images, num_classes = DATA[path.parent.name]
+    key = (path.parent.name, config.model, config.batch_size, config.batch_repeats, config.epochs)
+    if key not in costs:
+        steps = steps_per_epoch(config, images)
+        costs[key] = predict_cost(config, num_classes=num_classes, steps_per_epoch=steps)
+    assert header(path)["cost"] == str(costs[key])
+
+
+@pytest.mark.parametrize("path", [path for path in OF_PAPERS if "cifar" in path.parent.name], ids=named)
+def test_the_cifar_recipes_train_as_published(path):
+    config = parse_config(["--config", str(path)])
+    assert (config.epochs, config.batch_size, config.weight_decay, config.l2_penalty) == (300, 64, 0.0, 3e-4)
+    assert (config.decay_milestones, config.decay_rate, config.sched_on_updates) == ((100, 200, 225), 0.1, True)
+    assert config.lr == {1: 0.05, 2: 0.025, 4: 0.0125}[config.batch_repeats]  # 2: interpolated, the header says so
+    assert config.model == (f"mixmo_wrn28_10_m{config.model[-1]}" if config.task == "mixmo" else "wrn28_10")
+    assert f"M = {config.model[-1]}, b = {config.batch_repeats}:" in header(path)["title"] or config.task != "mixmo"
+
+
+@pytest.mark.parametrize("path", ALL, ids=named)
+def test_the_task_takes_the_settings_of_the_recipe(path):
+    config = parse_config(["--config", str(path)])
+    if config.task == "classification":
+        assert not config.mix
+        return
+    names = {"mixmo": "mixmo_wrn16_2_m2", "cotraining": "splitnet_wrn28_10_s2"}
+    model = timm.create_model(names[config.task], num_classes=3, device="meta")
+    clock = {"steps_per_epoch": 5, "total_steps": 5 * config.epochs}
+    timm_mix.create_task(config.task, model, None, num_classes=3, verbose=False, **clock, **config.mix)
+
+
+@pytest.mark.parametrize("path", ALL, ids=named)
 def test_every_recipe_parses_and_names_a_model_that_timm_knows(path):
     config = parse_config(["--config", str(path)])
     assert timm.is_model(config.model)

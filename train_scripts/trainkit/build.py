@@ -6,10 +6,11 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data import Mixup, resolve_data_config
 from timm.loss import create_classification_loss
 from timm.optim import create_optimizer_v2
 from timm.optim._optim_factory import optimizer_kwargs
+from timm.scheduler import MultiStepLRScheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
@@ -21,7 +22,16 @@ from trainkit.data import check_splits, class_names, create_eval_loader, create_
 from trainkit.errors import UsageError, user_errors
 from trainkit.transforms import MultiView, create_transform
 
-__all__ = ["Data", "build_data", "build_model", "build_optimizer", "build_schedule", "build_task", "data_config_of"]
+__all__ = [
+    "Data",
+    "build_data",
+    "build_mixup",
+    "build_model",
+    "build_optimizer",
+    "build_schedule",
+    "build_task",
+    "data_config_of",
+]
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def build_loaders(
 def build_task(config: Config, model: nn.Module, num_classes: int, steps_per_epoch: int) -> TrainingTask:
     """The training task of the recipe, on the model's device."""
     with user_errors(f"create task {config.task!r}"):
-        criterion = create_classification_loss(smoothing=config.smoothing)
+        criterion = create_classification_loss(smoothing=config.smoothing, soft_targets=config.mixes_samples)
         if config.task == "classification":
             if config.mix:
                 raise UsageError(f"task classification has no settings, got mix: {', '.join(config.mix)}; drop them")
@@ -132,6 +142,21 @@ def build_task(config: Config, model: nn.Module, num_classes: int, steps_per_epo
         )
 
 
+def build_mixup(config: Config, num_classes: int) -> Mixup | None:
+    """timm's mixup and CutMix of the baselines, which then smooths the labels, too; None where the recipe has none."""
+    if not config.mixes_samples:
+        return None
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        prob=config.mixup_prob,
+        switch_prob=config.mixup_switch_prob,
+        mode=config.mixup_mode,
+        label_smoothing=config.smoothing,
+        num_classes=num_classes,
+    )
+
+
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     with user_errors(f"create optimizer {config.opt!r}"):
         return create_optimizer_v2(model, **optimizer_kwargs(config))
@@ -141,4 +166,8 @@ def build_schedule(config: Config, optimizer: torch.optim.Optimizer, updates_per
     """timm's scheduler and the number of epochs with its cool-down; the recipe's epochs where there is none."""
     with user_errors(f"create schedule {config.sched!r}"):
         settings = scheduler_kwargs(config)
-        return create_scheduler_v2(optimizer, updates_per_epoch=updates_per_epoch, **settings)
+        schedule, epochs = create_scheduler_v2(optimizer, updates_per_epoch=updates_per_epoch, **settings)
+    if isinstance(schedule, MultiStepLRScheduler) and config.sched_on_updates:
+        # timm lets milestone m act at index m - 1, here the last update of an epoch: wait for the next epoch's first
+        schedule.decay_t = [update + 1 for update in schedule.decay_t]
+    return schedule, epochs

@@ -6,6 +6,7 @@ The names are those of timm's train script where it has them, with `_` in a reci
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -77,6 +78,13 @@ class Config:
     rescale: Floats | None = field(default=None, metadata={"help": "area range of random erasing (aug=small)"})
     reratio: Floats | None = field(default=None, metadata={"help": "aspect range of random erasing (aug=small)"})
     views: int | None = field(default=None, metadata={"help": "views per image; default: one per part for cotraining"})
+    mixup: float = field(default=0.0, metadata={"help": "alpha of timm's mixup, 0 for none; task classification only"})
+    cutmix: float = field(
+        default=0.0, metadata={"help": "alpha of timm's CutMix, 0 for none; task classification only"}
+    )
+    mixup_prob: float = field(default=1.0, metadata={"help": "probability of mixup or CutMix per batch, pair or image"})
+    mixup_switch_prob: float = field(default=0.5, metadata={"help": "share of CutMix when both are on"})
+    mixup_mode: str = field(default="batch", metadata={"help": "one draw per batch, pair or elem (image)"})
     # batches
     batch_size: int = field(default=64, metadata={"help": "per process"})
     validation_batch_size: int | None = None
@@ -87,7 +95,11 @@ class Config:
     opt: str = "sgd"
     lr: float = 0.05
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float = field(default=5e-4, metadata={"help": "timm's: biases and norm layers are spared"})
+    l2_penalty: float = field(
+        default=0.0,
+        metadata={"help": "adds l2 * sum of squares of ALL parameters to the loss (gradient 2 * l2 * W), not reported"},
+    )
     opt_eps: float | None = None
     opt_betas: Floats | None = None
     layer_decay: float | None = None
@@ -99,7 +111,10 @@ class Config:
     warmup_lr: float = 1e-5
     min_lr: float = 0.0
     decay_epochs: float = 30
-    decay_milestones: tuple[int, ...] = (90, 180, 270)
+    decay_milestones: tuple[int, ...] = field(
+        default=(90, 180, 270),
+        metadata={"help": "multistep; with --sched-on-updates m acts after m epochs, else after m - 1 (timm's way)"},
+    )
     decay_rate: float = 0.1
     cooldown_epochs: int = 0
     # precision and averaging
@@ -128,6 +143,13 @@ class Config:
                 raise UsageError(f"{name} must lie in [0, 1), got {value}")
         if self.padding is not None and self.padding < 0:
             raise UsageError(f"padding must be >= 0, got {self.padding}")
+        for name in ("mixup", "cutmix", "l2_penalty"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise UsageError(f"{name} must be >= 0 and finite, got {value}")
+        for name in ("mixup_prob", "mixup_switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not self.decay_epochs > 0:
             raise UsageError(f"decay_epochs must be > 0, got {self.decay_epochs}")
         if self.std is not None and not all(value > 0 for value in self.std):
@@ -141,11 +163,29 @@ class Config:
             "aug": ("small", "imagenet", "none"),
             "amp_dtype": ("bfloat16", "float16"),
             "clip_mode": ("norm", "value", "agc"),
+            "mixup_mode": ("batch", "pair", "elem"),
             "export": ("last", "best"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        self._check_mixup()
+
+    def _check_mixup(self) -> None:
+        """timm's mixup pairs image i with image B - 1 - i, and belongs to a network with one input."""
+        if not self.mixes_samples:
+            return
+        if self.task != "classification":
+            raise UsageError(
+                f"mixup and cutmix are for task classification, got task {self.task}; drop them, or set what the task "
+                "itself mixes by --mix"
+            )
+        if self.batch_size % 2:
+            raise UsageError(f"mixup and cutmix need an even batch_size, got {self.batch_size}; take one more or less")
+
+    @property
+    def mixes_samples(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def folder(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from timm.data import Mixup
 from timm.task import TrainingTask
 from timm.utils import dispatch_clip_grad, distribute_bn, unwrap_model
 from torch import Tensor, nn
@@ -27,7 +28,11 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Holds the parts of a run and runs it; every part is built by `trainkit.build`."""
+    """Holds the parts of a run and runs it; every part is built by `trainkit.build`.
+
+    `mixup` mixes the images and labels of every training batch before the task sees them (mixup, CutMix of baselines).
+    The recipe's `l2_penalty` is added to the gradients, not to the loss: what is reported stays free of it.
+    """
 
     def __init__(
         self,
@@ -40,9 +45,10 @@ class Trainer:
         train_loader: DataLoader,
         eval_loader: DataLoader,
         about: dict[str, Any],
+        mixup: Mixup | None = None,
     ):
         self.config, self.accelerator, self.task = config, accelerator, task
-        self.schedule, self.epochs = schedule, epochs
+        self.schedule, self.epochs, self.mixup = schedule, epochs, mixup
         self.train_loader, self.eval_loader, self.about = train_loader, eval_loader, about
         self.model = unwrap_model(task.get_trainable_module())
         self.updates_per_epoch = -(-len(train_loader) // config.grad_accum_steps)
@@ -62,6 +68,8 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train from the start, or from the checkpoint that the settings name; returns the content of results.json."""
         first = self._resume()
+        if self.accelerator.is_main_process and "predicted_cost" in self.about:
+            print(f"predicted cost: {self.about['predicted_cost']}", flush=True)
         results: dict[str, Any] = {}
         for epoch in range(first, self.epochs):
             begun = time.perf_counter()
@@ -106,13 +114,17 @@ class Trainer:
         for i, (images, target) in enumerate(group):
             last = i + 1 == len(group)
             with nullcontext() if last else self.accelerator.no_sync(self.task.get_trainable_module()):
+                images, target = self._mixed(images, target)
                 with self.accelerator.autocast():
-                    result = self.task(self._to_device(images), target.to(self.accelerator.device, non_blocking=True))
+                    result = self.task(images, target)
                 self.accelerator.backward(result["loss"] / len(group))
             scalars = {name: value.detach() for name, value in result.items() if value.ndim == 0}
             _add(sums, {**scalars, "batches": torch.ones((), device=result["loss"].device)})
-        if self.config.clip_grad is not None:
+        if self.config.l2_penalty or self.config.clip_grad is not None:
             self.accelerator.unscale_gradients(self.optimizer)
+        if self.config.l2_penalty:
+            _add_l2_gradient(self.task.get_trainable_module(), self.config.l2_penalty)
+        if self.config.clip_grad is not None:
             parameters = self.task.get_clip_parameters(exclude_head=self.config.clip_mode == "agc")
             dispatch_clip_grad(parameters, self.config.clip_grad, mode=self.config.clip_mode)
         self.optimizer.step()
@@ -121,6 +133,12 @@ class Trainer:
         if self.schedule is not None:
             self.schedule.step_update(num_updates=update + 1)
         return sums
+
+    def _mixed(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch on the device, mixed if the recipe mixes samples: then the labels are soft."""
+        images = self._to_device(images)
+        target = target.to(self.accelerator.device, non_blocking=True)
+        return (images, target) if self.mixup is None else self.mixup(images, target)
 
     def _to_device(self, images: Tensor) -> Tensor:
         images = images.to(self.accelerator.device, non_blocking=True)
@@ -216,6 +234,22 @@ class Trainer:
 def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
     for name, value in more.items():
         sums[name] = sums[name] + value if name in sums else value
+
+
+@torch.no_grad()
+def _add_l2_gradient(module: nn.Module, penalty: float) -> None:
+    """Gradient of penalty * sum of squares over all trainable parameters, norm layers and biases included.
+
+    Once per update, on the averaged and unscaled gradients: so it is exact whatever the accumulation, the loss scale
+    and the number of processes, which all add the same.
+    """
+    parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+    grads: list[Tensor] = []
+    for parameter in parameters:
+        if parameter.grad is None:  # not reached by the loss: the penalty shrinks it all the same
+            parameter.grad = torch.zeros_like(parameter)
+        grads.append(parameter.grad)
+    torch._foreach_add_(grads, parameters, alpha=2 * penalty)
 
 
 def _seed_everything(seed: int, epoch: int, rank: int) -> None:

@@ -1,0 +1,97 @@
+"""What a recipe will cost: its iterations, and its time relative to plain training of the same network.
+
+    iterations = epochs * steps per epoch,    steps per epoch = images // (processes * batch_size / b)
+    time       = b * (FLOPs of a step / FLOPs of the plain network's step)
+
+b is the number of copies of an image per batch, FLOPs those of forward and backward. The plain network trains with
+b = 1 for as many epochs, with the same batch on the same machine. This is a prediction, not a measurement: FLOPs count
+convolutions, matrix products and attention, but no elementwise work, and the time of loading images is not in it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainkit.build import data_config_of
+from trainkit.config import Config
+
+__all__ = ["Cost", "predict_cost", "steps_per_epoch"]
+
+_OF_THE_WRAPPER = {"backbone", "members", "split", "divide", "ensemble"}  # the rest goes to the network itself
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted cost of a run; `network` is the plain one that `relative_time` compares with, nan if it is unknown."""
+
+    steps_per_epoch: int
+    epochs: int
+    network: str
+    relative_time: float
+
+    @property
+    def iterations(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def __str__(self) -> str:
+        count = f"{self.iterations:,} iterations ({self.steps_per_epoch:,} per epoch)"
+        if math.isnan(self.relative_time):
+            return f"{count}, relative time unknown"
+        return f"{count}, {self.relative_time:.2f} x the time of plain {self.network}"
+
+
+def predict_cost(config: Config, *, num_classes: int, steps_per_epoch: int, epochs: int | None = None) -> Cost:
+    """Cost of a recipe.
+
+    Args:
+        num_classes: of the data.
+        steps_per_epoch: batches, not updates; `steps_per_epoch` below where there is no loader to ask.
+        epochs: with the schedule's cool-down; default: the recipe's.
+    """
+    try:
+        network, ratio = _step_ratio(config, num_classes)
+    except Exception:  # a network that cannot be built or run without data must not keep anyone from training it
+        network, ratio = config.model, math.nan
+    return Cost(steps_per_epoch, epochs or config.epochs, network, config.batch_repeats * ratio)
+
+
+def steps_per_epoch(config: Config, num_images: int, processes: int = 1) -> int:
+    """Batches of an epoch: each shows batch_size / b images per process, and a short last one is left out."""
+    return num_images // (processes * (config.batch_size // config.batch_repeats))
+
+
+def _step_ratio(config: Config, num_classes: int) -> tuple[str, float]:
+    """The plain network behind the model, and the FLOPs of the model's step over those of the plain one's."""
+    shared = {"num_classes": num_classes, "in_chans": config.in_chans}
+    model: Any = _on_meta(config.model, **shared, **config.model_kwargs)
+    name = getattr(model, "backbone", None)
+    if not isinstance(name, str) or not hasattr(model, "num_members"):
+        return config.model, 1.0  # a plain network
+    kwargs = {key: value for key, value in config.model_kwargs.items() if key not in _OF_THE_WRAPPER}
+    size = tuple(data_config_of(config, model)["input_size"])
+    image = torch.empty(2, *size, device="meta")  # two: BatchNorm refuses one value per channel
+    plain = _count_flops(_on_meta(name, **shared, **kwargs), image)
+    members = image[:, None].expand(-1, model.num_members, -1, -1, -1)
+    inputs = {"masks": _masks(model, size)} if hasattr(model, "stem_shape") else {}
+    return name, _count_flops(model, members, return_members=True, **inputs) / plain
+
+
+def _on_meta(name: str, **kwargs: Any) -> nn.Module:
+    """The network without its weights: it has shapes only and computes nothing."""
+    return timm.create_model(name, device="meta", **kwargs).train()
+
+
+def _masks(model: Any, size: tuple[int, ...]) -> Tensor:
+    return torch.empty(1, model.num_members, 1, *model.stem_shape(size[1:])[1:], device="meta")
+
+
+def _count_flops(model: nn.Module, *inputs: Tensor, **kwargs: Any) -> int:
+    """Forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs, **kwargs).sum().backward()
+    return counter.get_total_flops()
