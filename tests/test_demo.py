@@ -12,6 +12,9 @@ import demo
 from timm_mix.functional.mixmo import plan_mixmo
 from trainkit.plots import plot_mixed_inputs
 
+# older releases of matplotlib speak an older dialect of pyparsing
+pytestmark = pytest.mark.filterwarnings("ignore:'.*' deprecated - use '.*':DeprecationWarning")
+
 
 def _pixels(path):
     with Image.open(path) as image:
