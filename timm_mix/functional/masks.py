@@ -4,7 +4,8 @@ A family draws the region that role 0 cuts out: 1 where a place is role 0's, 0 w
 shared. Boxes and intervals are drawn on the CPU, a few numbers per sample; regions made of noise are generated on the
 device by a generator whose seed belongs to the plan. Nothing here loops over samples.
 
-Shapes, in every family: kappa [B] on the device; shape = (B, C', h, w); returns [B, 1 or C', h, w] float32.
+Shapes, in every family: kappa [B] on the device; shape = (B, C', h, w); returns float32 [B, 1 or C', h, w], or
+    [B, C', 1, 1] where all places of a channel are alike.
 """
 
 import math
@@ -86,7 +87,7 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def channel(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
     """Bernoulli(kappa) per channel: whole feature maps change hands."""
     drawn = torch.rand(shape[0], shape[1], 1, 1, generator=generator, device=kappa.device)
-    return (drawn < kappa[:, None, None, None]).float().expand(shape)
+    return (drawn < kappa[:, None, None, None]).float()
 
 
 def noise(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
@@ -102,9 +103,8 @@ def patchup_hard(kappa: Tensor, shape: Shape, generator: torch.Generator, channe
     gamma = kappa * width**2 / (PATCH**2 * max(width - PATCH + 1, 1) ** 2)
     size = (shape[0], channels or shape[1], *shape[2:])
     drawn = torch.rand(size, generator=generator, device=kappa.device)
-    centres = (drawn < gamma[:, None, None, None]).float()
-    rows = F.max_pool2d(centres, (PATCH, 1), stride=1, padding=(PATCH // 2, 0))  # a square is its rows' columns
-    return F.max_pool2d(rows, (1, PATCH), stride=1, padding=(0, PATCH // 2))
+    centres = drawn < gamma[:, None, None, None]
+    return _grow(_grow(centres, 2), 3).float()
 
 
 def patchup_hard_2d(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
@@ -145,6 +145,20 @@ def fmix(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
     kept = (kappa * (height * width)).round().long().clamp(max=height * width)
     threshold = torch.where(kept > 0, order.gather(1, (kept[:, None] - 1).clamp(min=0))[:, 0], math.inf)
     return (field >= threshold[:, None]).float().view(batch, 1, height, width)
+
+
+def _grow(centres: Tensor, axis: int) -> Tensor:
+    """Every true place spreads over the PATCH places around it along an axis; [B, C, h, w] bool.
+
+    A running "or" of length 7 in steps of 1, 2, 3 places to the left, on bytes: max_pool2d does the same on floats.
+    """
+    reach, length = PATCH // 2, centres.shape[axis]
+    pads = [0, 0, reach, reach] if axis == 2 else [reach, reach, 0, 0]
+    spread = F.pad(centres, pads)
+    for step in (1, 2, 3):
+        kept = spread.shape[axis] - step
+        spread = spread.narrow(axis, 0, kept) | spread.narrow(axis, step, kept)
+    return spread.narrow(axis, 0, length)
 
 
 def _blur_matrix(length: int, sigma: Tensor) -> Tensor:

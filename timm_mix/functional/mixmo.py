@@ -132,7 +132,7 @@ def member_masks(plan: MixMoPlan, device: torch.device | str = "cpu") -> tuple[T
     for k in range(count, members):
         torch.mul(left, shares[:, k, None, None, None], out=masks[:, member_of[k]])
         ratios[:, member_of[k]] = rest * shares[:, k]
-    return masks, ratios
+    return masks.expand(-1, -1, -1, *plan.shape[1:]), ratios
 
 
 def member_weights(ratios: Tensor, r: float) -> Tensor:
@@ -214,7 +214,7 @@ def _draw_region(family: str, kappa: np.ndarray, shape: tuple[int, int, int], rn
 def _fill(
     plan: MixMoPlan, j: int, area: Tensor, generator: torch.Generator, shape: tuple[int, int, int, int]
 ) -> Tensor:
-    """Region j of a plan: [B, 1 or C', h, w]."""
+    """Region j of a plan: [B, 1 or C', h, w], or [B, C', 1, 1]."""
     if plan.family in NOISES:
         return NOISES[plan.family](area, shape, generator)
     drawn = torch.from_numpy(plan.regions[j]).to(area.device, non_blocking=True)
@@ -223,5 +223,5 @@ def _fill(
     axis = INTERVALS[plan.family]
     view = [shape[0], 1, 1, 1]
     view[axis] = shape[axis]
-    size = (shape[0], shape[1] if axis == 1 else 1, *shape[2:])
-    return interval_masks(drawn, shape[axis]).view(view).expand(size)
+    region = interval_masks(drawn, shape[axis]).view(view)
+    return region if axis == 1 else region.expand(-1, -1, *shape[2:])
