@@ -1,0 +1,172 @@
+"""train.py answers every mistake with one line on stderr and status 2, and writes nothing."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+from script_runs import SCRIPT, SIZE, in_a_process
+
+# timm hands PIL an open file and leaves closing it to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+COTRAINING = ["--task", "cotraining", "--model", "splitnet", "--model-kwargs", "backbone=wrn16_2", "--mix", "weight=1"]
+# name: (flags over those of a good run, line); {root} is a folder with the files of `material`
+MISTAKES = {
+    "unknown model": (["--model", "mixmo_wrn99"], "cannot create model 'mixmo_wrn99': Unknown model"),
+    "unknown backbone": (["--model-kwargs", "backbone=resnet19"], "cannot create model 'mixmo': .*resnet19"),
+    "unknown model setting": (["--model-kwargs", "members=2", "depht=10"], "cannot create model 'mixmo': .*depht"),
+    "no members": (["--model-kwargs", "members=0"], "cannot create model 'mixmo': members must be .*got 0"),
+    "half a member": (["--model-kwargs", "members=1.5"], "cannot create model 'mixmo': members must be .*got 1.5"),
+    "S too large": (["--model", "splitnet", "--model-kwargs", "split=1000"], "cannot create model 'splitnet': .*1000"),
+    "S zero": (["--model", "splitnet", "--model-kwargs", "split=0"], "cannot create model 'splitnet': .*0"),
+    "unknown dataset": (["--dataset", "digit"], "a dataset is named digits, .* got 'digit'"),
+    "no data folder": (["--data-dir", "{root}/nowhere"], "nowhere does not exist: correct the path"),
+    "empty data folder": (["--data-dir", "{root}/empty"], "cannot be opened: Found 0 images"),
+    "one split twice": (["--val-split", "train"], "must be different images, both are"),
+    "too few classes": (["--num-classes", "2"], "the data have 3 classes, got --num-classes 2"),
+    "batch too large": (["--batch-size", "37"], "one step needs 37 distinct images .* the dataset has 36"),
+    "odd repeats": (["--batch-repeats", "3"], r"batch_size must be a multiple of repeats \(3\), got 8"),
+    "workers": (["--workers", "-1"], "workers must be at least 0, got -1"),
+    "unknown recipe key": (["--config", "{root}/key.yaml"], "unknown key 'epoch'; did you mean 'epochs'"),
+    "wrong type": (["--config", "{root}/type.yaml"], "epochs must be a value of type int, got 'many'"),
+    "torn recipe": (["--config", "{root}/torn.yaml"], "torn.yaml is not valid yaml"),
+    "unknown flag": (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+    "unknown task setting": (["--mix", "alhpa=1"], "task mixmo has no setting 'alhpa'"),
+    "alpha": (["--mix", "alpha=0"], "cannot create task 'mixmo': alpha must be > 0.*, got 0"),
+    "alpha of text": (["--mix", "alpha=much"], "cannot create task 'mixmo': "),
+    "settings without a task": (["--task", "classification"], "task classification has no settings, got mix: prob"),
+    "task without members": (
+        ["--model", "wrn16_2", "--model-kwargs", "depth=10"],
+        "cannot create task 'mixmo': .*members",
+    ),
+    "mixup of members": (["--mixup", "1"], "mixup and cutmix are for task classification, got task mixmo"),
+    "mixup of an odd batch": (
+        ["--task", "classification", "--cutmix", "1", "--batch-size", "9"],
+        "mixup and cutmix need an even batch_size, got 9",
+    ),
+    "negative penalty": (["--l2-penalty", "-1"], "l2_penalty must be >= 0 and finite, got -1"),
+    "views for mixmo": (["--views", "2"], "views"),
+    "views of no part": ([*COTRAINING, "--views", "3"], "views"),
+    "no views": ([*COTRAINING, "--views", "0"], "views must be .* 1, got 0"),
+    "optimizer": (["--opt", "sdg"], "cannot create optimizer 'sdg'"),
+    "schedule": (["--sched", "cosin"], "cannot create schedule 'cosin'"),
+    "schedule without length": (["--sched", "step", "--decay-epochs", "0"], "decay_epochs"),
+    "image size": (["--img-size", "0"], "img_size must be >= 1, got 0"),
+    "channels": (["--in-chans", "0"], "in_chans must be >= 1, got 0"),
+    "classes": (["--num-classes", "0"], "num_classes must be >= 1, got 0"),
+    "validation batch": (["--validation-batch-size", "-1"], "validation_batch_size must be >= 1, got -1"),
+    "log interval": (["--log-interval", "0"], "log_interval must be >= 1, got 0"),
+    "dropout": (["--drop", "2"], "dropout|drop "),
+    "standard deviation": (["--std", "0"], "std "),
+    "padding": (["--padding", "-1"], "padding"),
+    "half a range": (["--aug", "imagenet", "--scale", "0.5"], "scale"),
+    "augmentation": (["--scale", "0.5", "1"], "the transform style 'small' has no option scale"),
+    "float16": (["--amp", "--amp-dtype", "float16"], "--amp-dtype float16 needs a GPU; take bfloat16 on the CPU"),
+    "negative seed": (["--seed", "-1"], "seed must be at least 0, got -1"),
+    "missing weights": (["--initial-checkpoint", "{root}/no.pt"], "no.pt"),
+    "output in a file": (["--output", "{root}/key.yaml"], "key.yaml"),
+    "missing checkpoint": (
+        ["--resume", "{root}/no.pt"],
+        "--resume wants a checkpoint file or auto, .*no.pt is no file",
+    ),
+    "torn checkpoint": (["--resume", "{root}/torn.pt"], "cannot read checkpoint .*torn.pt .*; it is torn or not ours"),
+    "checkpoint of another model": (["--resume", "{root}/other.pt"], "the checkpoint does not fit this recipe"),
+    "checkpoint of a longer run": (["--resume", "{root}/longer.pt"], "longer.pt was made with epochs=7, got 1; resume"),
+    "best weights elsewhere": (["--resume", "{root}/other.pt", "--export", "best"], "--export best needs .*best.pt"),
+    "model folder in use": (["--experiment", "taken"], "taken"),
+}
+GOOD = ["--task", "mixmo", "--model", "mixmo", "--model-kwargs", "backbone=wrn16_2", "--mix", "prob=0.5", "--cpu"]
+# runs every case as the script would, in one process: importing torch and timm takes longer than all of them
+DRIVER = """
+import json, os, sys, tempfile
+from train import main
+from trainkit.errors import run_script
+
+found = {}
+for name, argv in json.load(sys.stdin).items():
+    with tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
+        keep = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            run_script(lambda: main(argv))
+            status = 0
+        except SystemExit as error:
+            status = error.code
+        except BaseException as error:
+            print(f"Traceback: {error!r}", file=sys.stderr)
+            status = 1
+        finally:
+            sys.stderr.flush()
+            os.dup2(keep, 2)
+        file.seek(0)
+        found[name] = [status, file.read().decode()]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    root = tmp_path_factory.mktemp("material")
+    for split in ("train", "val"):
+        (root / "empty" / split / "ant").mkdir(parents=True)
+    (root / "key.yaml").write_text("epoch: 3\n")
+    (root / "type.yaml").write_text("epochs: many\n")
+    (root / "torn.yaml").write_text("mix: {alpha: \n")
+    (root / "out" / "taken" / "model").mkdir(parents=True)
+    (root / "out" / "taken" / "model" / "notes.txt").write_text("mine")
+    states = {"state_dict": {"w": torch.zeros(3)}, "optimizer": {}, "schedule": None, "scaler": None}
+    states.update({"version": 1, "epoch": 0, "history": [], "task_states": [{}]})
+    torch.save({**states, "config": {"epochs": 1, "sched": "cosine"}}, root / "other.pt")
+    torch.save({**states, "config": {"epochs": 7, "sched": "cosine"}}, root / "longer.pt")
+    (root / "torn.pt").write_bytes((root / "other.pt").read_bytes()[:-99])
+    return root
+
+
+def mistaken(name, material, images):
+    flags = [flag.format(root=material) for flag in MISTAKES[name][0]]
+    where = ["--data-dir", str(images), "--img-size", str(SIZE), "--aug", "small", "--batch-size", "8"]
+    return [*GOOD, *where, "--epochs", "1", "--workers", "0", "--output", str(material / "out"), *flags]
+
+
+@pytest.fixture(scope="module")
+def outcomes(material, images):
+    """Exit status and stderr of every mistake."""
+    cases = {name: mistaken(name, material, images) for name in MISTAKES}
+    done = in_a_process([sys.executable, "-c", DRIVER], input=json.dumps(cases))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_status_two(name, outcomes):
+    status, stderr = outcomes[name]
+    assert status == 2, stderr
+    assert_one_error(stderr, MISTAKES[name][1])
+
+
+def assert_one_error(stderr, line):
+    assert stderr.startswith("error: "), stderr
+    assert stderr.count("\n") == 1, stderr
+    assert stderr.endswith("\n")
+    assert "Traceback" not in stderr
+    assert re.search(line, stderr), stderr
+
+
+def test_mistakes_write_nothing(outcomes, material):
+    written = sorted(str(path.relative_to(material)) for path in (material / "out").rglob("*"))
+    assert written == ["out/taken", "out/taken/model", "out/taken/model/notes.txt"]
+
+
+def test_a_torn_checkpoint_stays_as_it_is(outcomes, material):
+    assert (material / "torn.pt").read_bytes() == (material / "other.pt").read_bytes()[:-99]
+
+
+@pytest.mark.parametrize("name", ["unknown model", "torn checkpoint"])
+def test_the_script_itself_ends_with_one_line_and_status_two(name, material, images):
+    done = in_a_process([sys.executable, str(SCRIPT), *mistaken(name, material, images)])
+    assert done.returncode == 2, done.stderr
+    assert_one_error(done.stderr, MISTAKES[name][1])
+    assert done.stdout == ""

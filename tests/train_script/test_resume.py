@@ -1,0 +1,77 @@
+"""train.py resumes a run exactly, repeats it by seed and keeps its best epoch."""
+
+import pytest
+from script_runs import TASKS, TRAIN, VIT, _stop, assert_equal_tensors, checkpoint, figures, reloaded
+
+from trainkit.engine import Trainer
+
+# timm hands PIL an open file and leaves closing it to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+@pytest.mark.parametrize(
+    ("task", "workers", "place"),
+    [
+        ("mixmo", 0, "after an epoch"),
+        ("mixmo", 2, "after an epoch"),
+        ("mixmo", 0, "in an epoch"),
+        ("cotraining", 0, "after an epoch"),
+        ("classification", 2, "in an epoch"),
+    ],
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(task, workers, place, run, interrupted, tmp_path):
+    # every source of chance: mixing, order, crops, flips, erasing, dropout
+    flags = ["--task", task, *TASKS[task], "--drop", "0.3", "--reprob", "0.5", "--workers", str(workers)]
+    flags += ["--epochs", "3", "--model-ema", "--model-ema-decay", "0.9", "--warmup-epochs", "1", "--resume", "auto"]
+    whole = run(*flags, name="whole")
+    interrupted(place, *flags)
+    assert checkpoint(tmp_path / "run")["epoch"] == 0
+    assert not (tmp_path / "run" / "model").exists()
+    results = run(*flags)
+
+    assert [figures(row) for row in results["epochs"]] == [figures(row) for row in whole["epochs"]]
+    assert (results["last"], results["best"]) == (whole["last"], whole["best"])
+    one, two = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
+    assert_equal_tensors(one["state_dict"], two["state_dict"])
+    assert_equal_tensors(one["state_dict_ema"], two["state_dict_ema"])
+    assert one["task_states"] == two["task_states"]
+    assert one["optimizer"]["param_groups"] == two["optimizer"]["param_groups"]
+    assert_equal_tensors(reloaded(tmp_path / "whole").state_dict(), reloaded(tmp_path / "run").state_dict())
+
+
+def test_a_finished_run_that_is_resumed_trains_no_further(run, monkeypatch, tmp_path):
+    flags = ["--task", "mixmo", *TASKS["mixmo"], "--resume", "auto"]
+    first = run(*flags)
+    weights = checkpoint(tmp_path / "run")["state_dict"]
+    monkeypatch.setattr(Trainer, "_update", _stop)
+    again = run(*flags)
+    assert again["epochs"] == first["epochs"]
+    assert_equal_tensors(reloaded(tmp_path / "run").state_dict(), weights)
+
+
+def test_a_finished_checkpoint_of_another_folder_is_published(run, tmp_path):
+    flags = ["--task", "mixmo", *TASKS["mixmo"]]
+    run(*flags, name="first")
+    run(*flags, "--resume", str(tmp_path / "first" / "checkpoints" / "last.pt"), name="second")
+    weights = [reloaded(tmp_path / name).state_dict() for name in ("first", "second")]
+    assert_equal_tensors(*weights)
+
+
+def test_seeds_give_different_runs_and_one_seed_the_same(run):
+    flags = ["--task", "mixmo", *TASKS["mixmo"]]
+    losses = [run(*flags, "--seed", seed)["epochs"][0]["train"]["loss"] for seed in ("1", "1", "2")]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(("tops", "best"), [((50.0, 80.0, 60.0), 1), ((50.0, 80.0, 80.0), None)])
+def test_best_is_one_epoch_in_results_checkpoint_and_model(tops, best, run, recorded, monkeypatch, tmp_path):
+    top = iter(tops)
+    monkeypatch.setattr(
+        Trainer, "_evaluate", lambda *_: {"ensemble": {"top1": next(top), "top5": 100.0, "nll": 1.0, "count": 7}}
+    )
+    results = run(*VIT, "--epochs", "3", "--export", "best")
+    saved = checkpoint(tmp_path / "run", "best")
+    assert results["best"]["epoch"] == saved["epoch"]
+    assert best in (None, saved["epoch"])  # of two equal epochs either may be the best, but only one
+    assert_equal_tensors(recorded[(saved["epoch"] + 1) * (TRAIN // 8) - 1], saved["state_dict"])
+    assert_equal_tensors(reloaded(tmp_path / "run").state_dict(), saved["state_dict"])
