@@ -1,0 +1,33 @@
+"""The snippets that people copy run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _snippets(path):
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("card", sorted((ROOT / "model_cards" / "methods").glob("*.md")), ids=lambda p: p.name)
+def test_snippets_of_the_method_cards_run_one_after_the_other(card):
+    space = {}
+    snippets = _snippets(card)
+    assert len(snippets) >= 2
+    for snippet in snippets:
+        exec(compile(snippet, card.name, "exec"), space)
+
+
+def test_first_snippet_of_the_readme_runs():
+    space = {}
+    exec(compile(_snippets("README.md")[0], "README.md", "exec"), space)
+    assert space["model"].num_members == 3
+
+
+def test_files_that_the_readme_names_are_there():
+    named = re.findall(r"(?:train_scripts|model_cards)/[\w/.]+\.(?:py|yaml|md)", (ROOT / "README.md").read_text())
+    assert len(named) >= 5
+    assert [path for path in named if not (ROOT / path).is_file()] == []
