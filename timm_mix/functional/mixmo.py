@@ -110,9 +110,9 @@ def member_masks(plan: MixMoPlan, device: torch.device | str = "cpu") -> tuple[T
     """
     batch, members = plan.kappa.shape
     count = plan.areas.shape[1]
-    shares = torch.from_numpy(_rest(plan.kappa, count)).to(device, torch.float32, non_blocking=True)
+    rest = _rest(plan.kappa, count)
+    shares = torch.from_numpy(rest if count else rest[:, plan.roles]).to(device, torch.float32, non_blocking=True)
     if count == 0:
-        shares = shares[:, plan.roles]
         return linear_masks(shares, plan.shape[1:]), shares
     areas = torch.from_numpy(plan.areas).to(device, torch.float32, non_blocking=True)
     generator = torch.Generator(device).manual_seed(plan.seed)
@@ -128,10 +128,10 @@ def member_masks(plan: MixMoPlan, device: torch.device | str = "cpu") -> tuple[T
         left = 1 - region if left is None else left * (1 - region)
     assert masks is not None
     assert left is not None
-    rest = left.mean((1, 2, 3))
+    unclaimed = left.mean((1, 2, 3))
     for k in range(count, members):
         torch.mul(left, shares[:, k, None, None, None], out=masks[:, member_of[k]])
-        ratios[:, member_of[k]] = rest * shares[:, k]
+        ratios[:, member_of[k]] = unclaimed * shares[:, k]
     return masks.expand(-1, -1, -1, *plan.shape[1:]), ratios
 
 
