@@ -1,4 +1,4 @@
-"""Mixing blocks sample by sample: what the vectorised ones are compared to (benchmark.py, and pictures of neither).
+"""Mixing blocks sample by sample: what benchmark.py compares the vectorised ones to.
 
 Each function makes the mask of role 0 for ONE sample, [C', h, w], as a loader that mixes sample by sample would.
 """
