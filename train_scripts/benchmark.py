@@ -2,7 +2,8 @@
 
     python train_scripts/benchmark.py [--cases mixmo masks blocks members splitnet] [--pairs 9] [--output FILE]
 
-Prints the median ratio with its range over the pairs, and writes all figures with hardware and versions to a json file.
+A time is the mean over as many runs as fill a fifth of a second. Prints the median ratio with its range over the pairs,
+and writes all figures with hardware and versions to a json file.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from trainkit.mask_twins import masks_one_by_one
 from trainkit.results import describe_machine
 
 Run = Callable[[], object]
+LEAST_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,21 @@ def compare(name: str, a: Run, b: Run, pairs: int, device: torch.device) -> Rati
 
 
 def _seconds(run: Run, device: torch.device) -> float:
+    """Mean time of a run, over as many as fill LEAST_SECONDS."""
+    _wait(device)
+    begun, runs = time.perf_counter(), 0
+    while True:
+        run()
+        _wait(device)
+        runs += 1
+        elapsed = time.perf_counter() - begun
+        if elapsed >= LEAST_SECONDS:
+            return elapsed / runs
+
+
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    begun = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
 
 
 def _step(task: TrainingTask, images: torch.Tensor, target: torch.Tensor) -> Run:

@@ -117,20 +117,20 @@ def member_masks(plan: MixMoPlan, device: torch.device | str = "cpu") -> tuple[T
     areas = torch.from_numpy(plan.areas).to(device, torch.float32, non_blocking=True)
     generator = torch.Generator(device).manual_seed(plan.seed)
     member_of = np.argsort(plan.roles).tolist()  # role -> member
-    masks, ratios, left = None, torch.empty(batch, members, device=device), None
+    masks, ratios, left = None, torch.empty(batch, members, device=device), torch.ones((), device=device)
     for j in range(count):
         region = _fill(plan, j, areas[:, j], generator, (batch, *plan.shape))
         if masks is None:
-            masks = region.new_empty(batch, members, *region.shape[1:])
+            masks = torch.empty(batch, members, *region.shape[1:], device=device)
         owned = masks[:, member_of[j]]
-        owned.copy_(region) if left is None else torch.mul(left, region, out=owned)
+        torch.mul(left, region, out=owned)
         ratios[:, member_of[j]] = owned.mean((1, 2, 3))
-        left = 1 - region if left is None else left * (1 - region)
+        left = torch.sub(left, owned, out=masks[:, member_of[j + 1]] if j + 2 == members else None)
     assert masks is not None
-    assert left is not None
     unclaimed = left.mean((1, 2, 3))
     for k in range(count, members):
-        torch.mul(left, shares[:, k, None, None, None], out=masks[:, member_of[k]])
+        if members - count > 1:  # a single one already holds what is left
+            torch.mul(left, shares[:, k, None, None, None], out=masks[:, member_of[k]])
         ratios[:, member_of[k]] = unclaimed * shares[:, k]
     return masks.expand(-1, -1, -1, *plan.shape[1:]), ratios
 
