@@ -14,7 +14,8 @@ from pathlib import Path
 import timm
 
 HERE = Path(__file__).resolve().parent
-CACHE = HERE.parents[1] / ".timm_suite"
+ROOT = HERE.parents[1]
+CACHE = ROOT / ".timm_suite"
 
 
 def fetch(version: str) -> Path:
@@ -37,7 +38,7 @@ def fetch(version: str) -> Path:
 
 def main() -> int:
     folder = fetch(timm.__version__)
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "only_ours", "-q", "-n", str(os.cpu_count()), "-W", "ignore"]
     return subprocess.run([*command, *sys.argv[1:], "tests/test_models.py"], cwd=folder, env=environment).returncode
 
