@@ -2,12 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
 
 from timm_mix.functional.masks import linear_masks
+from timm_mix.functional.mixmo import member_masks, plan_mixmo
 
 # One small model of each family that must train and fold.
 FAMILIES = {
@@ -155,7 +157,10 @@ def test_stem_shape_is_the_shape_of_the_encoders_output(name, size):
     assert model.stem_shape((size, size + 2)) == tuple(model.encoders[0](torch.zeros(1, 3, size, size + 2)).shape[1:])
 
 
-@pytest.mark.parametrize("name", ["mixmo_wrn16_2_m2", "mixmo_resnet18_m2"])
+PRECISION_NETS = ["mixmo_wrn16_2_m2", "mixmo_preact_resnet18_m2", "mixmo_resnet18_m2"]
+
+
+@pytest.mark.parametrize("name", PRECISION_NETS)
 def test_channels_last_and_bf16_autocast_agree_with_float32(name):
     model = _stirred(timm.create_model(name, num_classes=K)).eval()
     x = _images(2, 2, 3, 64, 64)
@@ -177,11 +182,16 @@ def test_a_compiled_model_still_refuses_masks_of_another_shape():
     torch.compiler.reset()
 
 
-def test_compiles_as_one_graph_with_masks():
-    model = timm.create_model("mixmo_wrn16_2_m2", num_classes=K).eval()
+@pytest.mark.parametrize("block", ["linear", "cut", "noise", "channel"])
+@pytest.mark.parametrize("name", PRECISION_NETS)
+def test_compiles_as_one_graph_with_masks(name, block):
+    model = timm.create_model(name, num_classes=K).eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    x, masks = _images(2, 2, 3, 32, 32), torch.full((2, 2, 1, 32, 32), 0.5)
+    x = _images(3, 2, 3, 64, 64)
+    plan = plan_mixmo(3, 2, model.stem_shape((64, 64)), rng=np.random.default_rng(0), block=block)
+    masks, _ = member_masks(plan)
     torch.testing.assert_close(compiled(x, masks=masks, return_members=True), model(x, masks, True))
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(("family", "pool"), [("resnet", "max"), ("vit", "avg"), ("swin", "max")])
