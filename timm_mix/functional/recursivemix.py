@@ -1,0 +1,100 @@
+"""RecursiveMix (Yang et al., NeurIPS 2022, arXiv:2203.06844): the last step's mixed images come back, smaller.
+
+A box of every image shows the resized input of the step before, whose target comes with it; the features under the
+box must predict what the whole image predicted then. The history is what the step before really saw and said: its
+MIXED images, its MIXED targets and its logits.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["MODES", "RecursiveMixPlan", "paste_history", "plan_recursivemix", "recursive_targets", "region_consistency"]
+
+MODES = ("nearest", "bilinear")
+
+
+@dataclass(frozen=True)
+class RecursiveMixPlan:
+    """All chance of one step; one box for the whole batch.
+
+    box: (top, bottom, left, right), half-open, in pixels; what lies inside comes from the history.
+    lam: weight of the sample itself, 1 - area of the box / area of the image; 1 where the box is empty.
+    """
+
+    box: tuple[int, int, int, int]
+    lam: float
+
+
+def plan_recursivemix(size: tuple[int, int], alpha: float = 0.5, *, rng: np.random.Generator) -> RecursiveMixPlan:
+    """Draw the box (paper, sec. 3.1): sides sqrt(U(0, alpha)) of the image's, a uniform centre, clipped at the border.
+
+    Args:
+        size: (H, W) of the images.
+        alpha: largest share of the area that the box aims at.
+    Raises:
+        ValueError: alpha outside (0, 1], an image without area.
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be in (0, 1], got {alpha!r}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size must be (H, W), both >= 1, got {tuple(size)}")
+    ratio = math.sqrt(rng.uniform(0, alpha))
+    edges: list[int] = []
+    for length in size:
+        half = int(length * ratio) // 2
+        centre = int(rng.integers(length))
+        edges += [max(centre - half, 0), min(centre + half, length)]
+    top, bottom, left, right = edges
+    area = (bottom - top) * (right - left)
+    return RecursiveMixPlan((top, bottom, left, right), 1 - area / (size[0] * size[1]))
+
+
+def paste_history(images: Tensor, old: Tensor, plan: RecursiveMixPlan, mode: str = "nearest") -> Tensor:
+    """Put the resized image i of the history into the box of image i.
+
+    An old batch that is larger is cut; of a smaller one the last images stay as they are.
+
+    Shapes: images [B, C, H, W].   old [B', C, H', W'].   returns [B, C, H, W], a copy.
+    Raises:
+        ValueError: a mode other than 'nearest' or 'bilinear'; a history of other channels.
+    """
+    if mode not in MODES:
+        raise ValueError(f"resize must be one of {', '.join(MODES)}, got {mode!r}")
+    if old.shape[1] != images.shape[1]:
+        raise ValueError(f"the history must have the images' {images.shape[1]} channels, got {old.shape[1]}")
+    top, bottom, left, right = plan.box
+    mixed = images.clone()
+    if plan.lam < 1:
+        count = min(len(images), len(old))
+        corners = True if mode == "bilinear" else None
+        small = F.interpolate(old[:count], size=(bottom - top, right - left), mode=mode, align_corners=corners)
+        mixed[:count, :, top:bottom, left:right] = small.to(mixed.dtype)
+    return mixed
+
+
+def recursive_targets(targets: Tensor, old: Tensor, plan: RecursiveMixPlan) -> Tensor:
+    """y = lam y + (1 - lam) y_old, row by row; rows without history keep theirs.
+
+    Shapes: targets [B, K], soft.   old [B', K].   returns [B, K].
+    """
+    count = min(len(targets), len(old))
+    mixed = plan.lam * targets[:count] + (1 - plan.lam) * old[:count].to(targets.dtype)
+    return torch.cat([mixed, targets[count:]])
+
+
+def region_consistency(region: Tensor, old: Tensor, plan: RecursiveMixPlan, batch: int) -> Tensor:
+    """(1 - lam) soft-CE(region's logits, softmax(old logits)), mean over the batch (paper, sec. 3.2; without omega).
+
+    The paper writes KL to the old prediction, its code the cross-entropy: the same gradient.
+
+    Shapes: region [B', K], logits of the features under the box.   old [B', K], detached.   batch: B, which the mean
+        is over; rows without history count as 0.   returns a scalar.
+    """
+    wide = region.float() if region.element_size() < 4 else region
+    teacher = F.softmax(old.to(wide.dtype), dim=1)
+    return (1 - plan.lam) * -(teacher * F.log_softmax(wide, dim=1)).sum() / batch

@@ -1,0 +1,82 @@
+"""The Mix Block of AutoMix (arXiv:2103.13027) and of SAMix (arXiv:2111.15454): features and lam in, masks out."""
+
+import torch
+from torch import Tensor, nn
+
+from timm_mix.functional.automix import attention_masks, embedded_lam
+
+__all__ = ["MixBlock", "SAMixBlock"]
+
+
+class MixBlock(nn.Module):
+    """AutoMix's: one query projection for both images, a linear value of the partner.
+
+    Args:
+        channels: C of the features.
+        lam_channel: feed the ratio as one more channel (published: on ImageNet; on CIFAR not at all).
+        mode: upsampling of the map, 'nearest' or 'bilinear'.
+    Shapes: features [B, C, h, w], partners [B] int64, size (H, W) of the images -> masks [B, 2, 1, H, W], float32.
+    """
+
+    def __init__(self, channels: int, *, lam_channel: bool = True, mode: str = "nearest"):
+        super().__init__()
+        width = channels + 1 if lam_channel else channels
+        self.lam_channel = lam_channel
+        self.mode = mode
+        self.query = nn.Conv2d(width, channels // 2, 1)
+        self.value = nn.Conv2d(width, 1, 1)
+        _init(self)
+
+    def forward(self, features: Tensor, partners: Tensor, lam: float, size: tuple[int, int]) -> Tensor:
+        own, partner = features, features[partners]
+        if self.lam_channel:
+            own, partner = _with_channel(own, lam), _with_channel(partner, 1 - lam)
+        return attention_masks(self.query(own), self.query(partner), self.value(partner), size, self.mode)
+
+
+class SAMixBlock(nn.Module):
+    """SAMix's: query and key see both images, the value is learned by two layers, lam scales the features.
+
+    Args:
+        channels: C of the features.
+        k: of the embedded lam (published: .25 on CIFAR; -1 takes lam itself).
+        drop: dropout of the value map (published: .1 on ImageNet).
+        mode: upsampling of the map.
+    Shapes: as MixBlock.
+    """
+
+    def __init__(self, channels: int, *, k: float = 0.25, drop: float = 0.0, mode: str = "bilinear"):
+        super().__init__()
+        embedded_lam(0.5, k)  # an impossible k is refused here, not in the first step
+        self.k = k
+        self.mode = mode
+        hidden = channels // 2
+        self.query = nn.Conv2d(2 * channels, hidden, 1)
+        self.key = nn.Conv2d(2 * channels, hidden, 1)
+        self.value = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ELU(),
+            nn.Conv2d(hidden, 1, 1, bias=False),
+            nn.Dropout(drop),
+        )
+        _init(self)
+
+    def forward(self, features: Tensor, partners: Tensor, lam: float, size: tuple[int, int]) -> Tensor:
+        shift = embedded_lam(lam, self.k)
+        own, partner = features * (1 + shift), features[partners] * (2 - shift)
+        both = torch.cat([own, partner], dim=1)
+        return attention_masks(self.query(both), self.key(both), self.value(partner), size, self.mode)
+
+
+def _with_channel(features: Tensor, value: float) -> Tensor:
+    return torch.cat([features, features.new_full((), value).expand_as(features[:, :1])], dim=1)
+
+
+def _init(block: nn.Module) -> None:
+    """N(0, .01), biases 0, as published."""
+    for layer in block.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
