@@ -21,7 +21,10 @@ B, C, H, W, K = 5, 3, 32, 32, 13
 MODELS = {
     "mixmo": ("mixmo", {"backbone": "wrn16_2", "members": 3}),
     "cotraining": ("splitnet", {"backbone": "wrn16_2", "split": 2}),
+    "recursivemix": ("wrn16_2", {}),
+    "automix": ("wrn16_2", {}),
 }
+SETTINGS = {"automix": {"reduction": 4}}
 
 
 def _model(name, seed=0, **kwargs):
@@ -31,7 +34,8 @@ def _model(name, seed=0, **kwargs):
 
 
 def _task(name, model=None, criterion=None, **kwargs):
-    return timm_mix.create_task(name, model or _model(name), criterion, num_classes=K, **kwargs)
+    settings = {**SETTINGS.get(name, {}), **kwargs}
+    return timm_mix.create_task(name, model or _model(name), criterion, num_classes=K, **settings)
 
 
 def _batch(batch=B, seed=1, size=(H, W)):
@@ -289,7 +293,7 @@ def test_the_criterion_is_used():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("mixmoo", {}, "task must be one of mixmo, cotraining, got 'mixmoo'"),
+        ("mixmoo", {}, "task must be one of mixmo, cotraining, recursivemix, automix, got 'mixmoo'"),
         ("mixmo", {"alhpa": 1}, "task mixmo has no setting 'alhpa'; it has alpha, block"),
         ("mixmo", {"alpha": 0}, "alpha must be > 0 and finite, got 0"),
         ("mixmo", {"msda": "cutout"}, "msda must be one of cutmix, mixup, got 'cutout'"),
@@ -353,12 +357,18 @@ def test_mixmo_mixes_images_and_nothing_else():
         _task("mixmo")(torch.zeros(B, 3, C, H, W), torch.zeros(B).long())
 
 
+HEADS = {
+    "mixmo": {f"heads.{i}" for i in range(3)},
+    "cotraining": {f"subnets.{i}.fc" for i in range(2)},
+    "recursivemix": {"model.fc", "region_head"},
+    "automix": {"two.model.fc", "two.second"},
+}
+
+
 @pytest.mark.parametrize("name", TASKS)
-def test_clipping_without_the_heads_leaves_out_every_members_head(name):
+def test_clipping_without_the_heads_leaves_out_every_head(name):
     task = _task(name)
-    model = task.get_trainable_module()
-    names = {id(p): n for n, p in model.named_parameters()}
+    names = {id(p): n for n, p in task.get_trainable_module().named_parameters()}
     clipped = {names[id(p)] for p in task.get_clip_parameters(exclude_head=True)}
     left_out = set(names.values()) - clipped
-    assert left_out == {n for n in names.values() if n.startswith("heads.") or ".fc." in n}
-    assert len(left_out) == 2 * model.num_members
+    assert left_out == {f"{head}.{kind}" for head in HEADS[name] for kind in ("weight", "bias")}

@@ -6,13 +6,29 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from timm_mix.tasks._base import MemberTask
+from timm_mix.tasks._base import MemberTask, MixingTask
+from timm_mix.tasks.automix import AutoMixTask
 from timm_mix.tasks.cotraining import CoTrainingTask
 from timm_mix.tasks.mixmo import MixMoTask
+from timm_mix.tasks.recursivemix import RecursiveMixTask
 
-__all__ = ["TASKS", "CoTrainingTask", "MemberTask", "MixMoTask", "create_task"]
+__all__ = [
+    "TASKS",
+    "AutoMixTask",
+    "CoTrainingTask",
+    "MemberTask",
+    "MixMoTask",
+    "MixingTask",
+    "RecursiveMixTask",
+    "create_task",
+]
 
-TASKS: dict[str, type[MemberTask]] = {"mixmo": MixMoTask, "cotraining": CoTrainingTask}
+TASKS: dict[str, type[MixingTask]] = {
+    "mixmo": MixMoTask,
+    "cotraining": CoTrainingTask,
+    "recursivemix": RecursiveMixTask,
+    "automix": AutoMixTask,
+}
 
 
 def create_task(
@@ -24,13 +40,13 @@ def create_task(
     seed: int = 0,
     total_steps: int | None = None,
     **settings: Any,
-) -> MemberTask:
+) -> MixingTask:
     """Create a training task by name.
 
     Args:
-        name: `mixmo` or `cotraining`.
+        name: `mixmo` or `cotraining` for models with members, `recursivemix` or `automix` for any.
         criterion: (logits [B, K], target) -> mean loss over the batch; None is cross-entropy.
-        settings: those of the task (see MixMoTask, CoTrainingTask) and of MemberTask.
+        settings: those of the task (see the task's class) and of MixingTask.
     Raises:
         ValueError: an unknown name or setting, or whatever the task itself raises.
     """
@@ -43,6 +59,6 @@ def create_task(
     return TASKS[name](model, criterion, num_classes=num_classes, seed=seed, total_steps=total_steps, **settings)
 
 
-def _settings(task: type[MemberTask]) -> set[str]:
-    parameters = {**inspect.signature(MemberTask).parameters, **inspect.signature(task).parameters}
+def _settings(task: type[MixingTask]) -> set[str]:
+    parameters = {**inspect.signature(MixingTask).parameters, **inspect.signature(task).parameters}
     return {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}

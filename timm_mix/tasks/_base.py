@@ -6,24 +6,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-__all__ = ["MemberTask", "per_sample_loss"]
+__all__ = ["MemberTask", "MixingTask", "per_sample_loss", "soft_criterion"]
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
-class MemberTask(TrainingTask):
-    """A timm training task over a model with members.
+class MixingTask(TrainingTask):
+    """A timm training task with a clock, a generator of its own, and the state of both.
 
     The clock counts calls, one per batch. `total_steps` and `steps_per_epoch` count the same; with an epoch's length
     the schedules are constant within an epoch, as the published runs have them.
 
     Args:
-        model: has `num_members` and `num_classes` and takes `return_members=True`.
+        model: has `num_classes`; the task may ask for more.
         criterion: (logits [B, K], target) -> mean loss over the batch; None is nn.CrossEntropyLoss().
         num_classes: must be the model's.
         seed: with the rank it seeds the generator of all draws.
@@ -31,8 +31,8 @@ class MemberTask(TrainingTask):
         steps_per_epoch: length of an epoch.
         rank: of this process; None asks torch.distributed.
     Raises:
-        ValueError: a model without members or classes, another number of classes, a seed < 0, total_steps or
-            steps_per_epoch < 1 or an epoch longer than the training.
+        ValueError: a model without classes, another number of classes, a seed < 0, total_steps or steps_per_epoch < 1
+            or an epoch longer than the training.
     """
 
     def __init__(
@@ -64,10 +64,6 @@ class MemberTask(TrainingTask):
         self.rng = np.random.default_rng([seed, self.rank])
 
     def _check_model(self, model: nn.Module, num_classes: int) -> None:
-        if not hasattr(model, "num_members"):
-            raise ValueError(
-                f"{type(self).__name__} needs a model with members (mixmo_*, splitnet_*), got {type(model).__name__}"
-            )
         if model.num_classes < 1:
             raise ValueError(
                 f"{type(self).__name__} needs a model with a classifier, got num_classes={model.num_classes}"
@@ -87,7 +83,7 @@ class MemberTask(TrainingTask):
             return 0.0
         return min(1.0, (self.epoch + 1) * (self.steps_per_epoch or 1) / self.total_steps)
 
-    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "MemberTask":
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "MixingTask":
         """Wrap the model in DistributedDataParallel."""
         self.trainable_module = nn.parallel.DistributedDataParallel(
             self.trainable_module, device_ids=device_ids, **ddp_kwargs
@@ -149,6 +145,28 @@ class MemberTask(TrainingTask):
         if indices:
             return target.long()
         return target if target.is_floating_point() else target.float()
+
+
+class MemberTask(MixingTask):
+    """A training task over a model with members: it has `num_members` and takes `return_members=True`.
+
+    Raises:
+        ValueError: a model without members, and what MixingTask raises.
+    """
+
+    def _check_model(self, model: nn.Module, num_classes: int) -> None:
+        if not hasattr(model, "num_members"):
+            raise ValueError(
+                f"{type(self).__name__} needs a model with members (mixmo_*, splitnet_*), got {type(model).__name__}"
+            )
+        super()._check_model(model, num_classes)
+
+
+def soft_criterion(criterion: Criterion) -> Criterion:
+    """The same criterion for soft labels: timm's label smoothing takes class indices only, torch's takes both."""
+    if isinstance(criterion, LabelSmoothingCrossEntropy):
+        return nn.CrossEntropyLoss(label_smoothing=criterion.smoothing)
+    return criterion
 
 
 def per_sample_loss(criterion: Criterion, logits: Tensor, target: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class CoTrainingTask(MemberTask):
     Args:
         weight: w of the Jensen-Shannon divergence; 0 trains the parts separately.
         warmup_epochs: over which w grows (published: 40 of 300 epochs on CIFAR); needs steps_per_epoch.
-        kwargs: see MemberTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
     Shapes: task(input, target [B] or [B, K]) with input [B, S, C, H, W], one view per part, or [B, C, H, W], one view
         for all -> dict with
         loss: scalar.   output: [B, K], the ensemble.   ce: sum of the parts' losses, cot: JS; both detached.

@@ -34,7 +34,7 @@ class MixMoTask(MemberTask):
         msda: `cutmix` or `mixup` of each member's image in pixels, before it is encoded; None for neither.
         msda_alpha: their Beta parameter.
         msda_prob: probability per member and sample.
-        kwargs: see MemberTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
         loss: scalar.   output: [B, K], the ensemble.   ce: the members' unweighted mean loss, detached.
     Raises:

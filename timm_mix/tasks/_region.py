@@ -1,0 +1,61 @@
+"""Feature maps of any timm model, and one vector per image from a region of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+__all__ = ["feature_map", "is_nhwc", "region_logits", "region_vector"]
+
+
+def feature_map(model: nn.Module, features: Tensor, size: Sequence[int]) -> Tensor:
+    """What forward_features returned, as a map: convolutional ones as they are, tokens on their grid.
+
+    Shapes: features [B, C, h, w], [B, h, w, C] or [B, prefix + h w, C]; size (H, W) of the images.
+        returns [B, C, h, w].
+    Raises:
+        ValueError: features of another form, tokens that fill no grid of the image's proportions.
+    """
+    plain: Any = unwrap_model(model)
+    if features.ndim == 4:
+        return features.permute(0, 3, 1, 2) if is_nhwc(model) else features
+    if features.ndim != 3:
+        raise ValueError(f"{type(plain).__name__} has features {list(features.shape)}; wanted a map or tokens")
+    tokens = features[:, getattr(plain, "num_prefix_tokens", 0) :]
+    rows = round((tokens.shape[1] * size[0] / size[1]) ** 0.5)
+    if rows < 1 or tokens.shape[1] % rows:
+        raise ValueError(f"the {tokens.shape[1]} tokens of {type(plain).__name__} fill no grid over {tuple(size)} px")
+    return tokens.mT.unflatten(2, (rows, tokens.shape[1] // rows))
+
+
+def is_nhwc(model: nn.Module) -> bool:
+    """Whether timm says that the model's features have their channels last."""
+    return getattr(unwrap_model(model), "output_fmt", "NCHW") == "NHWC"
+
+
+def region_vector(features: Tensor, box: Tensor, size: Sequence[int]) -> Tensor:
+    """Average features under a box, by RoIAlign with one bin, in float32 (He et al., ICCV 2017, arXiv:1703.06870).
+
+    Shapes: features [B, C, h, w].   box [4]: top, bottom, left, right in pixels of the images.   size: (H, W) of the
+        images.   returns [B, C].
+    """
+    height, width = features.shape[2:]
+    scale = box.new_tensor([width / size[1], height / size[0], width / size[1], height / size[0]], dtype=torch.float32)
+    corners = box[[2, 0, 3, 1]].float() * scale
+    rows = torch.arange(len(features), device=features.device, dtype=torch.float32)
+    rois = torch.cat([rows[:, None], corners.expand(len(features), 4)], dim=1)
+    with torch.autocast(features.device.type, enabled=False):
+        wide = features.float() if features.element_size() < 4 else features
+        pooled = roi_align(wide, rois.to(wide.dtype), output_size=1, aligned=True)
+    return pooled.flatten(1)
+
+
+def region_logits(model: nn.Module, vector: Tensor, tokens: bool) -> Tensor:
+    """The model's own head on one vector per image [B, C]: a map of one place, or tokens that are all alike."""
+    plain: Any = unwrap_model(model)
+    if tokens:
+        return plain.forward_head(vector[:, None].expand(-1, 1 + getattr(plain, "num_prefix_tokens", 0), -1))
+    return plain.forward_head(vector[:, None, None] if is_nhwc(model) else vector[:, :, None, None])

@@ -1,0 +1,54 @@
+"""A timm model with a second classifier, and the features of one of its stages."""
+
+from typing import Any
+
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+__all__ = ["TwoHeads", "stage_of_reduction"]
+
+
+class TwoHeads(nn.Module):
+    """A plain model and one more linear classifier on the same features.
+
+    Shapes: (images [B, C, H, W], second=False) -> logits [B, K] of the model's own head, or of the second one.
+    Raises:
+        ValueError: a model whose classifier is not one linear layer.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int):
+        super().__init__()
+        plain: Any = unwrap_model(model)
+        classifier = plain.get_classifier()
+        if not isinstance(classifier, nn.Linear):
+            raise ValueError(
+                f"the second head copies a linear classifier, but {type(plain).__name__} has "
+                f"{type(classifier).__name__}; choose another model"
+            )
+        self.model = model
+        self.second = nn.Linear(classifier.in_features, num_classes)
+
+    def forward(self, images: Tensor, second: bool = False) -> Tensor:
+        features = self.model.forward_features(images)
+        if second:
+            return self.second(self.model.forward_head(features, pre_logits=True))
+        return self.model.forward_head(features)
+
+
+def stage_of_reduction(model: nn.Module, reduction: int) -> tuple[int, int]:
+    """The stage whose features are `reduction` times smaller than the image: its index and its channels.
+
+    Of several the last one; of a network that has one resolution throughout (ViT) the middle one.
+
+    Raises:
+        ValueError: no such stage, a model without features.
+    """
+    info = getattr(unwrap_model(model), "feature_info", None)
+    if not info or not hasattr(model, "forward_intermediates"):
+        raise ValueError(f"masks need a timm model with forward_intermediates, got {type(model).__name__}")
+    levels = [(i, level["reduction"], level["num_chs"]) for i, level in enumerate(info)]
+    found = [(i, channels) for i, level, channels in levels if level == reduction]
+    if not found:
+        known = ", ".join(str(level) for level in sorted({level for _, level, _ in levels}))
+        raise ValueError(f"reduction must be one of {known} for {type(model).__name__}, got {reduction!r}")
+    return found[len(found) // 2] if len(found) == len(levels) else found[-1]

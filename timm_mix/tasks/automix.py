@@ -1,0 +1,293 @@
+"""AutoMix (arXiv:2103.13027) and SAMix (arXiv:2111.15454) training of any timm model, as a timm training task."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+
+from timm_mix.functional.automix import (
+    LEAST_LAM,
+    AutoMixPlan,
+    adjust_masks,
+    constant_masks,
+    mask_loss,
+    mask_loss_weight,
+    mix_pairs,
+    momentum_at,
+    plan_automix,
+)
+from timm_mix.tasks._base import MixingTask
+from timm_mix.tasks._mix_block import MixBlock, SAMixBlock
+from timm_mix.tasks._two_heads import TwoHeads, stage_of_reduction
+
+__all__ = ["AutoMixTask"]
+
+BLOCKS: dict[str, type[nn.Module]] = {"automix": MixBlock, "samix": SAMixBlock}
+HALF_SCALE = 2.0**10  # of the loss that reaches the pixels through a float16 network
+Learn = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class AutoMixTask(MixingTask):
+    """Masks that a Mix Block makes from a momentum copy's features; it learns from what that copy makes of the mix.
+
+    loss = CE(head_one(q(x)), y) + mixup CE(head_mix(q(mixed_bb))) + mixup CE(head_mix_k(k(mixed_mb)))
+    + w mask loss (AutoMix, eq. 11). q is the trained model with a second head; k follows it by momentum and is what
+    task.get_eval_model() gives and a checkpoint holds: one plain timm model, with head_one. The third term reaches the
+    Mix Block alone; its gradient is taken at the pixels before q runs, so that no graph of k outlives it.
+
+    Args:
+        model: a timm model with forward_features, forward_head, forward_intermediates and one linear classifier.
+        block: `automix` or `samix`; settings of the blocks by block_kwargs (see tasks/_mix_block.py).
+        reduction: of the features that the masks see (published: 4 on CIFAR, 16 on ImageNet).
+        alpha: lam ~ Beta(alpha, alpha).
+        mask_weight, mask_decay: weight of the mask loss; with decay a half cosine to 0.
+        variance: masks that decide are rewarded (SAMix).
+        mask_adjust: probability that the masks which q sees are rescaled towards lam (SAMix).
+        switch_off: probability that the Mix Block learns from the mask loss alone (published .8 for ImageNet's ViTs).
+        momentum, momentum_end, momentum_warmup: of the copy; needs total_steps to rise.
+        block_every: the Mix Block learns in every n-th step only; cheaper, not published.
+        one_hot_prob: probability that q sees the plain batch too, its loss divided by it; cheaper, not published.
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
+    Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
+        loss: scalar.   output: [B, K], of the plain images (of the mixed ones where q does not see those).
+        ce, mixed, block, mask: the four terms, unweighted and detached.
+    Raises:
+        ValueError: a setting outside its range, a model without such features or classifier, another target.
+    Departs from the published code: the copy's feature pass ends at the masks' stage, so that the BatchNorm statistics
+        of its later stages come from mixed images alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        block: str = "automix",
+        block_kwargs: dict[str, Any] | None = None,
+        reduction: int = 16,
+        alpha: float = 2.0,
+        mask_weight: float = 0.1,
+        mask_decay: bool = False,
+        variance: bool = False,
+        mask_adjust: float = 0.0,
+        switch_off: float = 0.0,
+        momentum: float = 0.999,
+        momentum_end: float = 0.999999,
+        momentum_warmup: float = 0.1,
+        block_every: int = 1,
+        one_hot_prob: float = 1.0,
+        **kwargs: Any,
+    ):
+        super().__init__(model, criterion, **kwargs)
+        _check_settings(block, mask_weight, momentum, momentum_end, momentum_warmup, block_every, one_hot_prob)
+        self.draws = {"alpha": alpha, "mask_adjust": mask_adjust, "switch_off": switch_off}
+        plan_automix(2, rng=np.random.default_rng(0), **self.draws)  # a wrong setting is an error now
+        self.stage, channels = stage_of_reduction(model, reduction)
+        mix_block = BLOCKS[block](channels, **(block_kwargs or {}))
+        self.trainable_module = _OnlineNet(TwoHeads(model, num_classes=self.num_classes), mix_block).to(self.device)
+        self.follower = copy.deepcopy(unwrap_model(self.trainable_module).two).requires_grad_(False)
+        self.eval_model = self.follower.model
+        self.mask_weight, self.mask_decay, self.variance = mask_weight, mask_decay, variance
+        self.momentum = {"base": momentum, "end": momentum_end, "warmup": momentum_warmup}
+        self.block_every, self.one_hot_prob = block_every, one_hot_prob
+        self._followed = self._version()
+
+    def draw(self, input: Tensor) -> AutoMixPlan:
+        """All chance of one step, for a batch like `input`, but for the one-hot pass."""
+        return plan_automix(input.shape[0], rng=self.rng, **self.draws)
+
+    def forward(self, input: Tensor, target: Tensor, plan: AutoMixPlan | None = None) -> dict[str, Tensor]:
+        """One step; `plan` fixes its chance (drawn when it is None)."""
+        if input.ndim != 4:
+            raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
+        target = self._checked_target(input, target)
+        self._follow()
+        self.follower.train(self.get_trainable_module().training)  # timm's script evaluates it and leaves it so
+        plan = self.draw(input) if plan is None else plan
+        plain_too = self.one_hot_prob == 1 or self.rng.random() < self.one_hot_prob
+        learns = self.step % self.block_every == 0
+        with torch.no_grad():
+            features = self._features(input)
+
+        def learn(mixed: Tensor) -> tuple[Tensor, Tensor]:
+            return self._pixel_gradient(mixed, target, plan)
+
+        learner = learn if learns and not plan.switched_off else None
+        one, mixed, masks, block = self.trainable_module(input, features, plan, learns, plain_too, learner)
+        partners = torch.from_numpy(plan.partners_bb).to(input.device, non_blocking=True)
+        terms = {"mixed": self._mixup_ce(mixed, target, partners, plan.lam_bb), "block": block}
+        terms["ce"] = self.criterion(_wide(one), target) / self.one_hot_prob if plain_too else 0.0 * mixed.sum()
+        terms["mask"] = mask_loss(masks, plan.lam_mb, self.variance) if learns else 0.0 * mixed.sum()
+        weight = mask_loss_weight(self._iteration, self.mask_weight, self.mask_decay)
+        loss = terms["ce"] + terms["mixed"] + terms["block"] + weight * terms["mask"]
+        self.step += 1
+        output = one if plain_too else mixed
+        return {"loss": loss, "output": output, **{name: term.detach() for name, term in terms.items()}}
+
+    @property
+    def _iteration(self) -> float:
+        """Steps made over all steps; 0 where the length of the training is not known."""
+        return 0.0 if self.total_steps is None else min(1.0, self.step / self.total_steps)
+
+    def _features(self, images: Tensor) -> Tensor:
+        model: Any = unwrap_model(self.follower.model)
+        return model.forward_intermediates(images, indices=[self.stage], intermediates_only=True, stop_early=True)[0]
+
+    def _pixel_gradient(self, mixed: Tensor, target: Tensor, plan: AutoMixPlan) -> tuple[Tensor, Tensor]:
+        """What k makes of mixed images: its mixup loss, and the gradient of that at their pixels."""
+        leaf = mixed.detach().requires_grad_()
+        partners = torch.from_numpy(plan.partners_mb).to(mixed.device, non_blocking=True)
+        with torch.enable_grad():
+            logits = self.follower(leaf, second=True)
+            loss = self._mixup_ce(logits, target, partners, plan.lam_mb)
+            scale = HALF_SCALE if logits.dtype is torch.float16 else 1.0
+            (gradient,) = torch.autograd.grad(loss * scale, leaf)
+        return loss.detach(), gradient / scale
+
+    def _mixup_ce(self, logits: Tensor, target: Tensor, partners: Tensor, lam: float) -> Tensor:
+        wide = _wide(logits)
+        return lam * self.criterion(wide, target) + (1 - lam) * self.criterion(wide, target[partners])
+
+    def _version(self) -> int:
+        """Counts the optimizer's updates: every one of them writes into the parameters."""
+        return sum(p._version for p in unwrap_model(self.get_trainable_module()).two.parameters())
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """k <- m k + (1 - m) q for parameters, once per update of q; k's BatchNorm statistics are its own."""
+        version = self._version()
+        if version == self._followed:
+            return
+        self._followed = version
+        online = unwrap_model(self.get_trainable_module()).two
+        own = list(self.follower.parameters())
+        theirs = [p.detach().to(p.dtype) for p in online.parameters()]
+        torch._foreach_lerp_(own, theirs, 1 - momentum_at(self._iteration, **self.momentum))
+
+    def update_ema(self, step: int | None = None) -> None:
+        """The call after every update: k follows, and so does the averaged model where there is one."""
+        self._follow()
+        super().update_ema(step)
+
+    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+        """Compile the networks, not the draws between them; before prepare_distributed."""
+        online = unwrap_model(self.get_trainable_module())
+        for net in (online.two, self.follower):
+            net.compile(backend=backend, mode=mode, **compile_kwargs)
+        self.eval_model = torch.compile(self.follower.model, backend=backend, mode=mode, **compile_kwargs)
+        return self.eval_model
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The momentum copy as one plain timm model; with `ema` the averaged online one."""
+        if module is None:
+            if not ema:
+                return self.eval_model
+            if hasattr(self, "eval_model_ema"):
+                return self.eval_model_ema
+            module = self.get_trainable_module(ema=True)
+        return None if module is None else unwrap_model(module).two.model
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """Clock, generator, online network, Mix Block and the copy's second head; loadable with weights_only=True."""
+        if ema:
+            return {"online": unwrap_model(self.get_trainable_module(ema=True)).state_dict()}
+        online = unwrap_model(self.get_trainable_module()).state_dict()
+        return {**super().get_task_state(module), "online": online, "second": self.follower.second.state_dict()}
+
+    def load_task_state(
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Continue where `state` was taken; without one the online network starts from the copy's weights."""
+        online = unwrap_model(self.get_trainable_module(ema=ema))
+        if not state:
+            online.two.model.load_state_dict(unwrap_model(self.follower.model).state_dict())
+        else:
+            super().load_task_state(state, strict, module, ema)
+            online.load_state_dict(state["online"], strict=strict)
+            if not ema:
+                self.follower.second.load_state_dict(state["second"], strict=strict)
+        self._followed = self._version()
+
+
+class _OnlineNet(nn.Module):
+    """q with both heads, and the Mix Block: everything that is trained, in one forward, as DDP wants it.
+
+    Shapes: (images, k's features, plan, whether the block learns, whether q sees the plain images, k's verdict) ->
+        logits of the plain images (empty without), logits of the mixed ones, masks [B, 2, 1, H, W] of the Mix Block's
+        own pass (empty unless it learns), k's mixup loss, whose gradient reaches the Mix Block.
+    """
+
+    def __init__(self, two: TwoHeads, block: nn.Module):
+        super().__init__()
+        self.two = two
+        self.block = block
+
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        model: Any = unwrap_model(self.two.model)
+        return (model.get_classifier(), self.two.second)
+
+    def forward(
+        self,
+        images: Tensor,
+        features: Tensor,
+        plan: AutoMixPlan,
+        learns: bool,
+        plain_too: bool,
+        learn: Learn | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        size = (images.shape[-2], images.shape[-1])
+        masks, block = images.new_empty(0), images.new_zeros(())
+        if learns:
+            partners = torch.from_numpy(plan.partners_mb).to(images.device, non_blocking=True)
+            masks = self.block(features, partners, plan.lam_mb, size)
+            if learn is not None:
+                mixed = mix_pairs(images, partners, masks).to(images.dtype)
+                value, gradient = learn(mixed)
+                reaching = (mixed * gradient).sum()
+                block = value + (reaching - reaching.detach())
+        with torch.no_grad():
+            partners = torch.from_numpy(plan.partners_bb).to(images.device, non_blocking=True)
+            mixed = mix_pairs(images, partners, self._seen(features, partners, plan, size)).to(images.dtype)
+        one = self.two(images) if plain_too else images.new_empty(0)
+        logits = self.two(mixed, second=True)
+        untouched = [] if learns else list(self.block.parameters())
+        untouched += [] if plain_too else list(self.get_classifier()[0].parameters())
+        for parameter in untouched:  # DDP wants a gradient of everything in every step
+            block = block + 0.0 * parameter.sum()
+        return one, logits, masks, block
+
+    def _seen(self, features: Tensor, partners: Tensor, plan: AutoMixPlan, size: tuple[int, int]) -> Tensor:
+        """The masks that q sees, without gradient."""
+        masks = self.block(features, partners, plan.lam_bb, size)
+        if not LEAST_LAM < plan.lam_bb < 1 - LEAST_LAM:
+            return constant_masks(plan.lam_bb, masks)
+        return adjust_masks(masks, plan.lam_bb) if plan.adjust else masks
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.element_size() < 4 else logits
+
+
+def _check_settings(
+    block: str, weight: float, base: float, end: float, warmup: float, block_every: int, one_hot_prob: float
+) -> None:
+    if block not in BLOCKS:
+        raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise ValueError(f"mask_weight must be >= 0 and finite, got {weight!r}")
+    for name, value in (("momentum", base), ("momentum_end", end), ("momentum_warmup", warmup)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    if isinstance(block_every, bool) or not isinstance(block_every, int) or block_every < 1:
+        raise ValueError(f"block_every must be an integer >= 1, got {block_every!r}")
+    if isinstance(one_hot_prob, bool) or not isinstance(one_hot_prob, int | float) or not 0 < one_hot_prob <= 1:
+        raise ValueError(f"one_hot_prob must be in (0, 1], got {one_hot_prob!r}")
