@@ -1,0 +1,122 @@
+"""The mixers: settings and a generator around functional.plan; timm's seat, (x, y) -> (x', soft y')."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets, plan_cutmix, plan_mixup, plan_resizemix
+
+__all__ = ["CutMix", "Mixer", "Mixup", "ResizeMix", "Switch"]
+
+
+class Mixer(ABC):
+    """A callable in the seat of timm's mixup_fn; set mixup_enabled to False to let the batches pass.
+
+    Shapes: mixer(x [B, C, H, W], y [B] or [B, K]) -> x' [B, C, H, W], y' [B, K] float32. Any B, odd ones too.
+    Raises:
+        ValueError: num_classes < 1, label_smoothing outside [0, 1), a setting outside its range.
+    """
+
+    def __init__(self, *, num_classes: int, seed: int = 0, label_smoothing: float = 0.0, prob: float = 1.0):
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"num_classes must be an integer >= 1, got {num_classes!r}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.prob = prob
+        self.mixup_enabled = True
+        self.rng = np.random.default_rng(seed)
+
+    @abstractmethod
+    def plan(self, batch: int, size: tuple[int, int]) -> MixPlan:
+        """Draw for `batch` images of `size` (H, W)."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.mixup_enabled:
+            batch = len(x)
+            untouched = MixPlan(np.arange(batch), np.ones(batch))
+            return x, mix_targets(y, untouched, self.num_classes, self.label_smoothing)
+        plan = self.plan(len(x), (x.shape[-2], x.shape[-1]))
+        return apply_mix(x, plan), mix_targets(y, plan, self.num_classes, self.label_smoothing)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator and the switch; loadable with weights_only=True."""
+        return {"rng": self.rng.bit_generator.state, "mixup_enabled": self.mixup_enabled}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on drawing where `state` was taken."""
+        self.rng.bit_generator.state = state["rng"]
+        self.mixup_enabled = state["mixup_enabled"]
+
+
+class Mixup(Mixer):
+    """mixup (arXiv:1710.09412); see functional.plan.plan_mixup."""
+
+    def __init__(self, *, alpha: float = 0.8, mode: str = "batch", **shared: Any):
+        super().__init__(**shared)
+        self.settings: dict[str, Any] = {"alpha": alpha, "mode": mode, "prob": self.prob}
+        plan_mixup(1, rng=np.random.default_rng(0), **self.settings)  # a wrong setting is an error now
+
+    def plan(self, batch: int, size: tuple[int, int]) -> MixPlan:
+        return plan_mixup(batch, rng=self.rng, **self.settings)
+
+
+class CutMix(Mixer):
+    """CutMix (arXiv:1905.04899); see functional.plan.plan_cutmix."""
+
+    def __init__(self, *, alpha: float = 1.0, mode: str = "batch", **shared: Any):
+        super().__init__(**shared)
+        self.settings: dict[str, Any] = {"alpha": alpha, "mode": mode, "prob": self.prob}
+        plan_cutmix(1, (1, 1), rng=np.random.default_rng(0), **self.settings)
+
+    def plan(self, batch: int, size: tuple[int, int]) -> MixPlan:
+        return plan_cutmix(batch, size, rng=self.rng, **self.settings)
+
+
+class ResizeMix(Mixer):
+    """ResizeMix (arXiv:2012.11101); see functional.plan.plan_resizemix."""
+
+    def __init__(self, *, scope: tuple[float, float] = (0.1, 0.8), mode: str = "batch", **shared: Any):
+        super().__init__(**shared)
+        self.settings: dict[str, Any] = {"scope": tuple(scope), "mode": mode, "prob": self.prob}
+        plan_resizemix(1, (1, 1), rng=np.random.default_rng(0), **self.settings)
+
+    def plan(self, batch: int, size: tuple[int, int]) -> MixPlan:
+        return plan_resizemix(batch, size, rng=self.rng, **self.settings)
+
+
+class Switch(Mixer):
+    """One of several mixers per batch (timm's switch between mixup and CutMix).
+
+    Args:
+        mixers: names, or names with their settings: {"mixup": {"alpha": 0.2}, "cutmix": {}}.
+        weights: how often each is taken; None takes all alike.
+    """
+
+    def __init__(
+        self,
+        *,
+        mixers: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("mixup", "cutmix"),
+        weights: Sequence[float] | None = None,
+        **shared: Any,
+    ):
+        super().__init__(**shared)
+        kinds: dict[str, type[Mixer]] = {"mixup": Mixup, "cutmix": CutMix, "resizemix": ResizeMix}
+        unknown = [name for name in mixers if name not in kinds]
+        if unknown or not mixers:
+            raise ValueError(f"mixers must be some of {', '.join(kinds)}, got {list(mixers)}")
+        weights = [1.0] * len(mixers) if weights is None else list(weights)
+        if len(weights) != len(mixers) or min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(f"weights must be {len(mixers)} numbers >= 0, not all 0, got {weights}")
+        settings = mixers if isinstance(mixers, Mapping) else {name: {} for name in mixers}
+        self.mixers = [kinds[name](**{**shared, **settings[name]}) for name in settings]
+        for mixer in self.mixers:
+            mixer.rng = self.rng
+        self.weights = np.asarray(weights) / sum(weights)
+
+    def plan(self, batch: int, size: tuple[int, int]) -> MixPlan:
+        return self.mixers[self.rng.choice(len(self.mixers), p=self.weights)].plan(batch, size)
