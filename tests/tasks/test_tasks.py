@@ -23,6 +23,7 @@ MODELS = {
     "cotraining": ("splitnet", {"backbone": "wrn16_2", "split": 2}),
     "recursivemix": ("wrn16_2", {}),
     "automix": ("wrn16_2", {}),
+    "manifoldmixup": ("wrn16_2", {}),
 }
 SETTINGS = {"automix": {"reduction": 4}}
 
@@ -293,7 +294,7 @@ def test_the_criterion_is_used():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("mixmoo", {}, "task must be one of mixmo, cotraining, recursivemix, automix, got 'mixmoo'"),
+        ("mixmoo", {}, "task must be one of mixmo, cotraining, recursivemix, automix, manifoldmixup, got"),
         ("mixmo", {"alhpa": 1}, "task mixmo has no setting 'alhpa'; it has alpha, block"),
         ("mixmo", {"alpha": 0}, "alpha must be > 0 and finite, got 0"),
         ("mixmo", {"msda": "cutout"}, "msda must be one of cutmix, mixup, got 'cutout'"),
@@ -362,6 +363,7 @@ HEADS = {
     "cotraining": {f"subnets.{i}.fc" for i in range(2)},
     "recursivemix": {"model.fc", "region_head"},
     "automix": {"two.model.fc", "two.second"},
+    "manifoldmixup": {"fc"},
 }
 
 

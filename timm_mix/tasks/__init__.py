@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from timm_mix.tasks._base import MemberTask, MixingTask
 from timm_mix.tasks.automix import AutoMixTask
 from timm_mix.tasks.cotraining import CoTrainingTask
+from timm_mix.tasks.manifoldmixup import ManifoldMixupTask
 from timm_mix.tasks.mixmo import MixMoTask
 from timm_mix.tasks.recursivemix import RecursiveMixTask
 
@@ -16,6 +17,7 @@ __all__ = [
     "TASKS",
     "AutoMixTask",
     "CoTrainingTask",
+    "ManifoldMixupTask",
     "MemberTask",
     "MixMoTask",
     "MixingTask",
@@ -28,6 +30,7 @@ TASKS: dict[str, type[MixingTask]] = {
     "cotraining": CoTrainingTask,
     "recursivemix": RecursiveMixTask,
     "automix": AutoMixTask,
+    "manifoldmixup": ManifoldMixupTask,
 }
 
 
@@ -44,7 +47,8 @@ def create_task(
     """Create a training task by name.
 
     Args:
-        name: `mixmo` or `cotraining` for models with members, `recursivemix` or `automix` for any.
+        name: `mixmo` or `cotraining` for models with members, `recursivemix`, `automix` or
+            `manifoldmixup` for any.
         criterion: (logits [B, K], target) -> mean loss over the batch; None is cross-entropy.
         settings: those of the task (see the task's class) and of MixingTask.
     Raises:
