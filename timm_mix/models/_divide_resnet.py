@@ -9,7 +9,7 @@ from typing import Any
 
 from timm_mix.functional.splitnet import STAGE_WIDTHS, divided_widen_factor
 
-__all__ = ["RULES", "Rule", "Rules"]
+__all__ = ["RULES", "Rule", "Rules", "divided_groups", "stage_width"]
 
 _DEEP_STEMS = {"c": 32, "d": 32, "t": 32, "tn": 32, "s": 64, "e": 64}  # timm's suffixes and their stem widths
 
@@ -18,15 +18,23 @@ Rule = Callable[[str, int, "re.Match[str]"], dict[str, Any]]  # (architecture, S
 Rules = tuple[tuple[str, Rule], ...]
 
 
-def _stage_width(name: str, split: int) -> int:
+def stage_width(name: str, split: int) -> int:
+    """Width of a part's first stage, 64 in the whole; the others are 2, 4 and 8 times that."""
     if split not in STAGE_WIDTHS:
         raise ValueError(f"{name} divides into S = 2, 4 or 8 parts, got S = {split}")
     return STAGE_WIDTHS[split]
 
 
+def divided_groups(name: str, groups: int, split: int) -> int:
+    """Groups of a part's convolutions."""
+    if groups % split:
+        raise ValueError(f"{name} divides its {groups} groups: S must divide {groups}, got S = {split}")
+    return groups // split
+
+
 def _resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
     """Stage widths i, 2i, 4i, 8i; the stem of the deep variants in proportion."""
-    width = _stage_width(name, split)
+    width = stage_width(name, split)
     kwargs: dict[str, Any] = {"channels": (width, 2 * width, 4 * width, 8 * width)}
     stem = _DEEP_STEMS.get(match["variant"] or "")
     if stem is not None:
@@ -43,10 +51,7 @@ def _wide_resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
 
 def _resnext(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
     """Only the cardinality is divided."""
-    groups = int(match["groups"])
-    if groups % split:
-        raise ValueError(f"{name} divides its {groups} groups: S must divide {groups}, got S = {split}")
-    return {"cardinality": groups // split}
+    return {"cardinality": divided_groups(name, int(match["groups"]), split)}
 
 
 def _wrn(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """Division rules: (architecture, S) -> the timm keyword arguments of one of S parts (Zhao et al., arXiv:2011.14660).
 
-The rules lie with their families: _divide_resnet.py (timm's ResNets), ...
+The rules lie with their families: _divide_resnet.py (timm's ResNets), _divide_imagenet.py (the paper's
+ImageNet networks), ...
 """
 
 import re
 from typing import Any
 
-from timm_mix.models import _divide_resnet
+from timm_mix.models import _divide_imagenet, _divide_resnet
 from timm_mix.models._backbone import check_count
 
 __all__ = ["divide"]
 
-_RULES = (*_divide_resnet.RULES,)  # the first pattern that matches decides
+_RULES = (*_divide_imagenet.RULES, *_divide_resnet.RULES)  # the first pattern that matches decides
 
 
 def divide(arch: str, split: int) -> dict[str, Any]:
