@@ -33,6 +33,6 @@ def init_classifier(model: ResNet) -> None:
 
 
 def use_ceil_pool(model: ResNet) -> None:
-    """Pool behind the stem without padding, the last row and column cut short (SENet's way); no other pool is touched."""
+    """Pool behind the stem without padding, rounding up (SENet's way); whatever is no max pool stays."""
     if isinstance(model.maxpool, nn.MaxPool2d):
         model.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
