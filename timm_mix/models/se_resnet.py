@@ -6,7 +6,9 @@ rounds up, no zero initialisation of the last norm, and dropout of 0.2 in front 
 
 Widths of a part are timm's keyword arguments `channels`, `stem_width` and `cardinality`. `drop_block_rate` is the
 published DropBlock: all blocks of layer3 and layer4, behind each of the three norms, blocks of 3 x 3. timm's own
-argument of this name would mean another one: behind the second norm only, 5 x 5 in layer3.
+argument of this name would mean another one: behind the second norm only, 5 x 5 in layer3. Seeds and rescaling are
+those of timm's DropBlock2d: one mask for all channels, seeds as dense as arXiv:1810.12890 has them in the interior
+(the published code may seed otherwise).
 """
 
 from functools import partial
