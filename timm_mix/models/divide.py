@@ -6,12 +6,12 @@ The rules lie with their families: _divide_resnet.py (timm's ResNets), ...
 import re
 from typing import Any
 
-from timm_mix.models import _divide_resnet
+from timm_mix.models import _divide_cifar, _divide_resnet
 from timm_mix.models._backbone import check_count
 
 __all__ = ["divide"]
 
-_RULES = (*_divide_resnet.RULES,)  # the first pattern that matches decides
+_RULES = (*_divide_resnet.RULES, *_divide_cifar.RULES)  # the first pattern that matches decides
 
 
 def divide(arch: str, split: int) -> dict[str, Any]:

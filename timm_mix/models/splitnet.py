@@ -12,6 +12,7 @@ from timm.models._input import update_model_args
 from torch import nn
 
 from timm_mix.models._backbone import backbone_cfg, build_backbone, check_count, features_cfg
+from timm_mix.models._divide_cifar import ARCHS as CIFAR_ARCHS
 from timm_mix.models._entrypoints import register_table
 from timm_mix.models._members import (
     check_ensemble,
@@ -192,6 +193,7 @@ _NAMED: Dict[str, Tuple[str, int]] = {
     )
     for split in (2, 4, 8)
 }
+_NAMED.update({f"splitnet_{arch}_s{split}": (arch, split) for arch in CIFAR_ARCHS for split in (2, 4)})
 default_cfgs = generate_default_cfgs(
     {"splitnet": _cfg("resnet50", 2), **{name: _cfg(*variant) for name, variant in _NAMED.items()}}
 )
