@@ -68,9 +68,7 @@ class ShakeBlock(nn.Module):
     Shapes: [B, in_chs, H, W] -> [B, out_chs, ceil(H / stride), ceil(W / stride)].
     """
 
-    def __init__(
-        self, in_chs: int, out_chs: int, stride: int, act_layer, norm_layer, drop_path: float = 0.0, **dd
-    ):
+    def __init__(self, in_chs: int, out_chs: int, stride: int, act_layer, norm_layer, drop_path: float = 0.0, **dd):
         super().__init__()
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_chs != out_chs:
@@ -132,9 +130,7 @@ class ShakeResNet(nn.Module):
         for i, stride in enumerate((1, 2, 2)):
             out_chs = base_width * 2**i
             stage = [
-                ShakeBlock(
-                    out_chs if j else chs, out_chs, 1 if j else stride, act_layer, norm_layer, rates[i][j], **dd
-                )
+                ShakeBlock(out_chs if j else chs, out_chs, 1 if j else stride, act_layer, norm_layer, rates[i][j], **dd)
                 for j in range(blocks)
             ]
             setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
