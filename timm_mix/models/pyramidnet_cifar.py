@@ -54,7 +54,7 @@ class ShakeDrop(nn.Module):
         alpha = torch.where(shut, torch.rand_like(per_sample, dtype=torch.float32) * 2 - 1, 1.0)
         beta = torch.where(shut, torch.rand_like(per_sample, dtype=torch.float32), 1.0)
         # worth alpha * x, but only the first term has a gradient; exactly x where the gate is open
-        return x * beta.to(x.dtype) + (x * (alpha - beta).to(x.dtype)).detach()
+        return x * beta.to(x.dtype) + x.detach() * (alpha - beta).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"p={self.p:.4g}"

@@ -40,7 +40,7 @@ class ShakeShake(nn.Module):
         b = torch.rand_like(per_sample, dtype=torch.float32)
         # worth a * x1 + (1 - a) * x2, but only the shares b have a gradient
         shared = b.to(x1.dtype) * x1 + (1 - b).to(x2.dtype) * x2
-        return shared + ((a - b).to(x1.dtype) * (x1 - x2)).detach()
+        return shared + (a - b).to(x1.dtype) * (x1.detach() - x2.detach())
 
 
 class ShiftedShortcut(nn.Module):
