@@ -6,9 +6,25 @@ import pickle
 import pytest
 import timm
 
-from timm_mix.models import mixmo, preact_resnet_cifar, resnet_e, resnexst, se_resnet, splitnet, wide_resnet_cifar
+from timm_mix.models import (
+    densenet_cifar,
+    efficientnet_published,
+    mixmo,
+    narrow,
+    preact_resnet_cifar,
+    pyramidnet_cifar,
+    resnet_cifar,
+    resnet_e,
+    resnexst,
+    se_resnet,
+    shake_shake_cifar,
+    splitnet,
+    wide_resnet_cifar,
+)
 
-MODULES = [mixmo, splitnet, wide_resnet_cifar, preact_resnet_cifar, resnet_e, se_resnet, resnexst]
+MODULES = [mixmo, splitnet, wide_resnet_cifar, preact_resnet_cifar]
+MODULES += [densenet_cifar, pyramidnet_cifar, resnet_cifar, shake_shake_cifar]
+MODULES += [resnet_e, se_resnet, resnexst, efficientnet_published, narrow]
 SIZES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
 BACKBONES = [
     *("wrn16_2", *(f"wrn28_{k}" for k in SIZES), "preact_resnet18", "preact_resnet18_w2", "preact_resnet18_w3"),

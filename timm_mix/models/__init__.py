@@ -1,7 +1,33 @@
 """timm models: importing this package registers them."""
 
-from timm_mix.models import preact_resnet_cifar, wide_resnet_cifar  # isort: skip  (the wrappers below build on them)
-from timm_mix.models import resnet_e, resnexst, se_resnet  # isort: skip
+# the wrappers at the end build on the others
+from timm_mix.models import (  # isort: skip
+    densenet_cifar,
+    efficientnet_published,
+    narrow,
+    preact_resnet_cifar,
+    pyramidnet_cifar,
+    resnet_cifar,
+    resnet_e,
+    resnexst,
+    se_resnet,
+    shake_shake_cifar,
+    wide_resnet_cifar,
+)
 from timm_mix.models import mixmo, splitnet
 
-__all__ = ["mixmo", "preact_resnet_cifar", "resnet_e", "resnexst", "se_resnet", "splitnet", "wide_resnet_cifar"]
+__all__ = [
+    "densenet_cifar",
+    "efficientnet_published",
+    "mixmo",
+    "narrow",
+    "preact_resnet_cifar",
+    "pyramidnet_cifar",
+    "resnet_cifar",
+    "resnet_e",
+    "resnexst",
+    "se_resnet",
+    "shake_shake_cifar",
+    "splitnet",
+    "wide_resnet_cifar",
+]

@@ -7,12 +7,19 @@ ImageNet networks), ...
 import re
 from typing import Any
 
-from timm_mix.models import _divide_imagenet, _divide_resnet
+from timm_mix.models import _divide_cifar, _divide_efficientnet, _divide_imagenet, _divide_resnet, _divide_timm
 from timm_mix.models._backbone import check_count
 
 __all__ = ["divide"]
 
-_RULES = (*_divide_imagenet.RULES, *_divide_resnet.RULES)  # the first pattern that matches decides
+# the first pattern that matches decides
+_RULES = (
+    *_divide_imagenet.RULES,
+    *_divide_cifar.RULES,
+    *_divide_resnet.RULES,
+    *_divide_efficientnet.RULES,
+    *_divide_timm.RULES,
+)
 
 
 def divide(arch: str, split: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from timm_mix.models import _divide_imagenet
 from timm_mix.models._backbone import backbone_cfg, build_backbone, check_count, features_cfg
+from timm_mix.models._divide_cifar import ARCHS as CIFAR_ARCHS
 from timm_mix.models._entrypoints import register_table
 from timm_mix.models._members import (
     check_ensemble,
@@ -193,7 +194,11 @@ _NAMED: Dict[str, Tuple[str, int]] = {
     )
     for split in (2, 4, 8)
 }
-_NAMED.update({f"splitnet_{arch}_s{split}": (arch, split) for arch in _divide_imagenet.NAMES for split in (2, 4)})
+_NAMED |= {
+    f"splitnet_{arch}_s{split}": (arch, split)
+    for arch in (*_divide_imagenet.NAMES, *CIFAR_ARCHS, *(f"efficientnetb{n}" for n in range(8)), "efficientnetb0_cifar")
+    for split in (2, 4)
+}
 default_cfgs = generate_default_cfgs(
     {"splitnet": _cfg("resnet50", 2), **{name: _cfg(*variant) for name, variant in _NAMED.items()}}
 )

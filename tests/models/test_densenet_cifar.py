@@ -1,0 +1,55 @@
+"""DenseNet-BC for small images."""
+
+import pytest
+import timm
+import torch
+from timm.models.densenet import DenseNet
+from torch import nn
+
+import timm_mix
+
+
+def test_logits_equal_those_of_timms_densenet_with_the_published_stem():
+    model = timm.create_model("densenet190", **timm_mix.divide("densenet190", 16)).eval()
+    twin = DenseNet(growth_rate=10, block_config=(31, 31, 31), num_classes=100)
+    twin.features.conv0 = nn.Conv2d(3, 20, 3, 1, 1, bias=False)
+    twin.features.pool0 = nn.Identity()
+    twin.load_state_dict(dict(zip(twin.state_dict(), model.state_dict().values(), strict=True)))
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = model(x)
+        assert logits.std() > 1e-3
+        assert (logits - twin.eval()(x)).abs().max() == 0
+
+
+def _small(**kwargs):
+    return timm.create_model("densenet190", growth_rate=6, block_config=(2, 3, 2), **kwargs)
+
+
+def test_features_are_those_of_the_stem_and_the_blocks():
+    model = _small(features_only=True)
+    assert model.feature_info.channels() == [12, 24, 30, 27]
+    assert model.feature_info.reduction() == [1, 1, 2, 4]
+    assert [f.shape[-1] for f in model(torch.randn(1, 3, 32, 32))] == [32, 32, 16, 8]
+
+
+def test_intermediates_end_with_the_features():
+    model = _small().eval()
+    x = torch.randn(2, 3, 32, 32)
+    final, levels = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    torch.testing.assert_close(levels[3], final)
+    assert [f.shape[1] for f in levels] == [12, 24, 30, 27]
+
+
+def test_initialisation_is_as_published():
+    model = timm.create_model("densenet190", growth_rate=20)
+    last = model.features.denseblock3.denselayer31.conv1.weight
+    for weight in (last, model.features.conv0.weight):
+        assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.1)
+    assert not model.classifier.bias.any()
+
+
+def test_a_growth_rate_below_one_is_refused():
+    with pytest.raises(ValueError, match="growth_rate must be >= 1, got 0"):
+        timm.create_model("densenet190", growth_rate=0)

@@ -1,0 +1,92 @@
+"""DenseNet-BC for small images, as SplitNet trains it (Huang et al., arXiv:1608.06993; Zhao et al., arXiv:2011.14660).
+
+timm's DenseNet behind a 3x3 stem of 2k channels without pooling: three blocks of (depth - 4) / 6 layers, each of which
+adds k channels; the transitions halve channels and size.
+"""
+
+from typing import Any, Dict, Tuple
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.densenet import DenseNet
+from torch import nn
+
+__all__ = ["CifarDenseNet"]
+
+
+class CifarDenseNet(DenseNet):
+    """timm's DenseNet with a 3x3 stem.
+
+    Args:
+        growth_rate: k, the number of channels that each layer adds; the stem has 2k.
+        block_config: number of layers in each block.
+        everything else: as in timm's DenseNet, except its stems and antialiasing.
+    Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, num_features, H // 4, W // 4] with three blocks.
+    Raises:
+        ValueError: growth_rate below 1.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 40,
+        block_config: Tuple[int, ...] = (31, 31, 31),
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        bn_size: int = 4,
+        act_layer: Any = "relu",
+        norm_layer: Any = "batchnorm2d",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        memory_efficient: bool = False,
+        device=None,
+        dtype=None,
+    ):
+        if growth_rate < 1:
+            raise ValueError(f"growth_rate must be >= 1, got {growth_rate}")
+        super().__init__(
+            growth_rate=growth_rate,
+            block_config=tuple(block_config),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            bn_size=bn_size,
+            act_layer=act_layer,
+            norm_layer=norm_layer,
+            drop_rate=drop_rate,
+            proj_drop_rate=proj_drop_rate,
+            memory_efficient=memory_efficient,
+            device=device,
+            dtype=dtype,
+        )
+        conv0 = nn.Conv2d(in_chans, 2 * growth_rate, 3, padding=1, bias=False, device=device, dtype=dtype)
+        nn.init.kaiming_normal_(conv0.weight)  # fan in, as timm's DenseNet and the published code
+        self.features.conv0 = conv0
+        self.features.pool0 = nn.Identity()
+        self.feature_info[0]["reduction"] = 1
+        for info in self.feature_info[1:]:
+            info["reduction"] //= 4  # the stem and the pooling that are gone
+
+
+def _cfg(**kwargs: Any) -> Dict[str, Any]:
+    return {
+        "num_classes": 100,
+        "input_size": (3, 32, 32),
+        "pool_size": (8, 8),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "mean": (0.5071, 0.4865, 0.4409),  # CIFAR-100, as published
+        "std": (0.2673, 0.2564, 0.2762),
+        "first_conv": "features.conv0",
+        "classifier": "classifier",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({"densenet190": _cfg()})
+
+
+@register_model
+def densenet190(pretrained: bool = False, **kwargs: Any) -> CifarDenseNet:
+    """DenseNet-BC of 190 layers, k = 40: 25.8 M parameters."""
+    feature_cfg = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}
+    return build_model_with_cfg(CifarDenseNet, "densenet190", pretrained, feature_cfg=feature_cfg, **kwargs)
