@@ -56,10 +56,10 @@ class SplitNet(nn.Module):
     ):
         super().__init__()
         self.ensemble = check_ensemble(ensemble)
-        part = {**_part_kwargs(backbone, split, divide), **backbone_kwargs}
-        self.subnets = nn.ModuleList(
-            build_backbone(backbone, num_classes=num_classes, in_chans=in_chans, **part) for _ in range(split)
-        )
+        part = {"num_classes": num_classes, "in_chans": in_chans}
+        part |= {**_part_kwargs(backbone, split, divide), **backbone_kwargs}
+        name = part.pop("model_name", backbone)  # a division may be told by another model's name
+        self.subnets = nn.ModuleList(build_backbone(name, **part) for _ in range(split))
         self.backbone = backbone
         self.num_members = split
         self.num_classes = num_classes

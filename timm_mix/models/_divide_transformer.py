@@ -1,0 +1,83 @@
+"""Division rules beyond the paper for timm's ViT / DeiT and Swin.
+
+The embedding, the number of heads and the hidden width of the MLPs are each divided by sqrt(S). Heads keep their size
+where a whole number of them comes near enough; otherwise the size nearest to it.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from timm_mix.models._divide_resnet import Rules
+from timm_mix.models._fit import as_whole, fit_first, remembered, rounded
+
+__all__ = ["RULES"]
+
+_HEAD_DIMS = range(16, 129, 8)
+
+
+@remembered
+def _vit(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+    whole = as_whole(name, VisionTransformer)
+    block = whole.blocks[0]
+    _check_block(name, block)
+    return fit_first(
+        name,
+        split,
+        (
+            {"embed_dim": width, "num_heads": heads, "mlp_ratio": ratio}
+            for width, heads, ratio in _widths(whole.embed_dim, block.attn.num_heads, _hidden(block), split)
+        ),
+    )
+
+
+@remembered
+def _swin(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+    whole = as_whole(name, SwinTransformerV2 if match["v2"] else SwinTransformer)
+    block = whole.layers[0].blocks[0]
+    first = block.attn.num_heads
+    multiples = [layer.blocks[0].attn.num_heads // first for layer in whole.layers]
+    return fit_first(
+        name,
+        split,
+        (
+            {"embed_dim": width, "num_heads": tuple(heads * multiple for multiple in multiples), "mlp_ratio": ratio}
+            for width, heads, ratio in _widths(whole.embed_dim, first, _hidden(block), split)
+        ),
+    )
+
+
+def _widths(embed_dim: int, num_heads: int, hidden: int, split: int) -> Iterator[tuple[int, int, float]]:
+    """(embedding, heads, MLP ratio) of a part, those with the whole network's own head size first."""
+    scale = 1 / math.sqrt(split)
+    whole_dim = embed_dim // num_heads
+    others = sorted(set(_HEAD_DIMS) - {whole_dim}, key=lambda dim: abs(math.log(dim / whole_dim)))
+    for head_dim in (whole_dim, *others):
+        heads = rounded(embed_dim * scale / head_dim, 1)
+        width = heads * head_dim
+        # rounded up, because timm cuts width * ratio down to an integer
+        yield width, heads, math.ceil(1e4 * rounded(hidden * scale, 8) / width) / 1e4
+
+
+def _hidden(block: nn.Module) -> int:
+    return getattr(block.mlp, "fc1_g", None or getattr(block.mlp, "fc1", None)).out_features
+
+
+def _check_block(name: str, block: nn.Module) -> None:
+    if not (hasattr(block, "attn") and hasattr(block, "mlp") and hasattr(block.attn, "num_heads")):
+        raise ValueError(
+            f"no division rule for {name!r}: its blocks ({type(block).__name__}) are not attention and one MLP; "
+            "divide=False makes an ensemble of whole networks of any kind"
+        )
+
+
+RULES: Rules = (
+    (r"(?:vit|deit3?|flexivit)_\w+", _vit),
+    (r"swin(?P<v2>v2)?_(?!cr)\w+", _swin),
+)

@@ -1,0 +1,116 @@
+"""Choose one of S parts so that all S together have about as many parameters as the whole network.
+
+Networks are built without weights (on the meta device), to be counted.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import timm
+from torch import nn
+
+from timm_mix.models._divide_resnet import Rule
+
+__all__ = ["as_whole", "fit_first", "fit_scale", "remembered", "rounded"]
+
+LEAST, MOST = 0.9, 1.1  # parameters of all parts over those of the whole
+_STEPS = 8  # of the search, which needs three at most unless the widths are coarse
+
+Kwargs = dict[str, Any]
+
+
+def fit_scale(name: str, split: int, part: Callable[[float], Kwargs]) -> Kwargs:
+    """Arguments of one part whose widths are scaled by 1 / sqrt(S), or, where that misses, by the scale that fits.
+
+    It misses where a classifier or an embedding, which one width only scales, holds much of the network, and where
+    the rounding of narrow layers adds up.
+
+    Args:
+        name: the whole network.
+        part: scale -> arguments of a part.
+    Raises:
+        ValueError: no scale fits.
+    """
+    scale = 1 / math.sqrt(split)
+    misses: list[float] = []
+    for _ in range(_STEPS):
+        kwargs = part(scale)
+        ratio = _total(name, split, kwargs)
+        if LEAST <= ratio <= MOST:
+            return kwargs
+        misses.append(ratio)
+        scale /= math.sqrt(ratio)  # parameters grow with the square of the width, nearly
+    raise _misfit(name, split, misses)
+
+
+def fit_first(name: str, split: int, parts: Iterable[Kwargs]) -> Kwargs:
+    """The first of the given parts that fits.
+
+    Raises:
+        ValueError: none fits.
+    """
+    misses: list[float] = []
+    for kwargs in parts:
+        ratio = _total(name, split, kwargs)
+        if LEAST <= ratio <= MOST:
+            return kwargs
+        misses.append(ratio)
+    raise _misfit(name, split, misses)
+
+
+def as_whole(name: str, kind: type) -> Any:
+    """The undivided network, without weights.
+
+    Raises:
+        ValueError: an unknown name, or a network of another class than the rule knows.
+    """
+    whole = timm.create_model(name, device="meta") if timm.is_model(name) else None
+    if not isinstance(whole, kind):
+        found = "timm does not know it" if whole is None else f"this is a {type(whole).__name__}"
+        raise ValueError(
+            f"no division rule for {name!r}: the rule for such names divides timm's {kind.__name__}, but {found}; "
+            "divide=False makes an ensemble of whole networks of any kind"
+        )
+    return whole
+
+
+def rounded(width: float, multiple: int) -> int:
+    """The nearest multiple, at least one."""
+    return max(1, math.floor(width / multiple + 0.5)) * multiple
+
+
+def remembered(rule: Rule) -> Rule:
+    """The rule, searching once only for each (architecture, S); every caller gets a dict of its own."""
+    found: dict[tuple[str, int], Kwargs] = {}
+
+    @functools.wraps(rule)
+    def look_up(name: str, split: int, match: Any) -> Kwargs:
+        if (name, split) not in found:
+            found[name, split] = rule(name, split, match)
+        return dict(found[name, split])
+
+    return look_up
+
+
+def _total(name: str, split: int, kwargs: Kwargs) -> float:
+    part = timm.create_model(**{"model_name": name, "device": "meta", **kwargs})
+    return split * _count(part) / _count_whole(name)
+
+
+@functools.cache
+def _count_whole(name: str) -> int:
+    return _count(timm.create_model(name, device="meta"))
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _misfit(name: str, split: int, ratios: list[float]) -> ValueError:
+    nearest = min(ratios, key=lambda ratio: abs(math.log(ratio)))
+    return ValueError(
+        f"{name} does not divide into S = {split} parts of {LEAST} to {MOST} of its parameters in all (nearest: "
+        f"{nearest:.2f}); take another S, or divide=False"
+    )
