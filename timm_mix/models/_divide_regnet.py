@@ -23,7 +23,7 @@ _QUANTUM = 8  # of the widths, by the family's definition
 
 @remembered
 def _regnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
-    as_whole(name, RegNet)
+    whole = as_whole(name, RegNet)
     cfg = model_cfgs[name]
 
     def part(scale: float) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def _regnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
             kwargs["num_features"] = rounded(cfg.num_features * scale, 8)
         return {**kwargs, "stem_width": rounded(cfg.stem_width * scale, 8)}
 
-    return fit_scale(name, split, part)
+    return fit_scale(name, whole, split, part)
 
 
 def _parts(cfg: RegNetCfg, scale: float) -> Iterator[tuple[float, dict[str, Any]]]:

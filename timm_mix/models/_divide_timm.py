@@ -11,15 +11,14 @@ from typing import Any
 from timm.layers import EvoNorm2dS0
 from timm.models.convnext import ConvNeXt
 from timm.models.densenet import DenseNet
-from timm.models.efficientnet import EfficientNet
-from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.resnetv2 import ResNetV2
-from timm.models.vgg import VGG
 from torch import nn
 
 from timm_mix.models import _divide_regnet, _divide_transformer
 from timm_mix.models._divide_resnet import Rule, Rules
-from timm_mix.models._fit import as_whole, fit_scale, remembered, rounded
+from timm_mix.models._fit import as_whole, fit_scale, no_rule, remembered, rounded
+from timm_mix.models._narrowing import NarrowingError
+from timm_mix.models.narrow import FAMILIES, count_narrow
 
 __all__ = ["RULES"]
 
@@ -28,22 +27,21 @@ __all__ = ["RULES"]
 def _convnext(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
     whole = as_whole(name, ConvNeXt)
     widths = [info["num_chs"] for info in whole.feature_info]
-    hidden = whole.head_hidden_size if whole.head_hidden_size != whole.num_features else None
-    if hidden is None and hasattr(whole.head, "pre_logits") and not isinstance(whole.head.pre_logits, nn.Identity):
-        hidden = whole.head_hidden_size
+    hidden = whole.head_hidden_size if hasattr(whole.head.pre_logits, "fc") else 0  # of the "mlp" heads
 
     def part(scale: float) -> dict[str, Any]:
         dims = {"dims": tuple(rounded(width * scale, 8) for width in widths)}
         return {**dims, "head_hidden_size": rounded(hidden * scale, 8)} if hidden else dims
 
-    return fit_scale(name, split, part)
+    return fit_scale(name, whole, split, part)
 
 
 @remembered
 def _densenet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
     """The growth rate, on which every other width depends."""
-    growth = as_whole(name, DenseNet).features.denseblock1.denselayer1.conv2.out_channels
-    return fit_scale(name, split, lambda scale: {"growth_rate": rounded(growth * scale, 1)})
+    whole = as_whole(name, DenseNet)
+    growth = whole.features.denseblock1.denselayer1.conv2.out_channels
+    return fit_scale(name, whole, split, lambda scale: {"growth_rate": rounded(growth * scale, 1)})
 
 
 @remembered
@@ -61,18 +59,23 @@ def _resnetv2(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
         kwargs: dict[str, Any] = {"channels": channels if factor == 1 else tuple(c / factor for c in channels)}
         return {**kwargs, "stem_chs": rounded(stem * scale, 8)} if deep else kwargs
 
-    return fit_scale(name, split, part)
+    return fit_scale(name, whole, split, part)
 
 
-def _narrow(model_name: str, kind: type) -> Rule:
+def _narrow(model_name: str) -> Rule:
     """A rule for a family whose entrypoints fix the widths."""
 
     @remembered
     def rule(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
-        as_whole(name, kind)
-        return fit_scale(
-            name, split, lambda scale: {"model_name": model_name, "backbone": name, "width": round(scale, 4)}
-        )
+        whole = as_whole(name, FAMILIES[model_name].kind)
+
+        def part(scale: float) -> dict[str, Any]:
+            return {"model_name": model_name, "backbone": name, "width": round(scale, 4)}
+
+        try:
+            return fit_scale(name, whole, split, part, lambda kwargs: count_narrow(model_name, whole, kwargs["width"]))
+        except NarrowingError as error:
+            raise no_rule(name, str(error)) from error
 
     return rule
 
@@ -81,9 +84,9 @@ RULES: Rules = (
     (r"convnext(?:v2)?_\w+", _convnext),
     (r"densenet\w+", _densenet),
     (r"resnetv2_\d+(?:x(?P<factor>\d))?\w*", _resnetv2),
-    (r"(?:tf_)?efficientnet(?:v2)?_\w+|mobilenetv2_\w+", _narrow("narrow_efficientnet", EfficientNet)),
-    (r"(?:tf_)?mobilenetv3_\w+", _narrow("narrow_mobilenetv3", MobileNetV3)),
-    (r"vgg\d+(?:_bn)?", _narrow("narrow_vgg", VGG)),
+    (r"(?:tf_)?efficientnet(?:v2)?_\w+|mobilenetv2_\w+", _narrow("narrow_efficientnet")),
+    (r"(?:tf_)?mobilenetv3_\w+", _narrow("narrow_mobilenetv3")),
+    (r"vgg\d+(?:_bn)?", _narrow("narrow_vgg")),
     *_divide_regnet.RULES,
     *_divide_transformer.RULES,
 )

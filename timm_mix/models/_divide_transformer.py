@@ -15,24 +15,26 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from timm_mix.models._divide_resnet import Rules
-from timm_mix.models._fit import as_whole, fit_first, remembered, rounded
+from timm_mix.models._fit import as_whole, fit_first, no_rule, remembered, rounded
 
 __all__ = ["RULES"]
 
 _HEAD_DIMS = range(16, 129, 8)
+_MLP_FACTORS = (1, 0.85, 1.15)  # make up for the rounding to whole heads
 
 
 @remembered
 def _vit(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
     whole = as_whole(name, VisionTransformer)
     block = whole.blocks[0]
-    _check_block(name, block)
+    hidden = _hidden(name, block)
     return fit_first(
         name,
+        whole,
         split,
         (
             {"embed_dim": width, "num_heads": heads, "mlp_ratio": ratio}
-            for width, heads, ratio in _widths(whole.embed_dim, block.attn.num_heads, _hidden(block), split)
+            for width, heads, ratio in _widths(whole.embed_dim, block.attn.num_heads, hidden, split)
         ),
     )
 
@@ -41,14 +43,16 @@ def _vit(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
 def _swin(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
     whole = as_whole(name, SwinTransformerV2 if match["v2"] else SwinTransformer)
     block = whole.layers[0].blocks[0]
+    hidden = _hidden(name, block)
     first = block.attn.num_heads
     multiples = [layer.blocks[0].attn.num_heads // first for layer in whole.layers]
     return fit_first(
         name,
+        whole,
         split,
         (
             {"embed_dim": width, "num_heads": tuple(heads * multiple for multiple in multiples), "mlp_ratio": ratio}
-            for width, heads, ratio in _widths(whole.embed_dim, first, _hidden(block), split)
+            for width, heads, ratio in _widths(whole.embed_dim, first, hidden, split)
         ),
     )
 
@@ -61,20 +65,18 @@ def _widths(embed_dim: int, num_heads: int, hidden: int, split: int) -> Iterator
     for head_dim in (whole_dim, *others):
         heads = rounded(embed_dim * scale / head_dim, 1)
         width = heads * head_dim
-        # rounded up, because timm cuts width * ratio down to an integer
-        yield width, heads, math.ceil(1e4 * rounded(hidden * scale, 8) / width) / 1e4
+        for factor in _MLP_FACTORS:
+            # rounded up, because timm cuts width * ratio down to an integer
+            yield width, heads, math.ceil(1e4 * rounded(hidden * scale * factor, 8) / width) / 1e4
 
 
-def _hidden(block: nn.Module) -> int:
-    return getattr(block.mlp, "fc1_g", None or getattr(block.mlp, "fc1", None)).out_features
-
-
-def _check_block(name: str, block: nn.Module) -> None:
-    if not (hasattr(block, "attn") and hasattr(block, "mlp") and hasattr(block.attn, "num_heads")):
-        raise ValueError(
-            f"no division rule for {name!r}: its blocks ({type(block).__name__}) are not attention and one MLP; "
-            "divide=False makes an ensemble of whole networks of any kind"
-        )
+def _hidden(name: str, block: nn.Module) -> int:
+    """Hidden width of a block's MLP."""
+    mlp = getattr(block, "mlp", None)
+    first = getattr(mlp, "fc1_g", None) or getattr(mlp, "fc1", None)
+    if first is None or not hasattr(getattr(block, "attn", None), "num_heads"):
+        raise no_rule(name, f"its blocks ({type(block).__name__}) are not one attention and one MLP")
+    return first.out_features
 
 
 RULES: Rules = (

@@ -6,12 +6,12 @@ The rules lie with their families: _divide_resnet.py (timm's ResNets), ...; thos
 import re
 from typing import Any
 
-from timm_mix.models import _divide_resnet, _divide_timm
+from timm_mix.models import _divide_efficientnet, _divide_resnet, _divide_timm
 from timm_mix.models._backbone import check_count
 
 __all__ = ["divide"]
 
-_RULES = (*_divide_resnet.RULES, *_divide_timm.RULES)  # the first pattern that matches decides
+_RULES = (*_divide_resnet.RULES, *_divide_efficientnet.RULES, *_divide_timm.RULES)  # the first pattern that matches decides
 
 
 def divide(arch: str, split: int) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from torch import nn
 
 from timm_mix.models._backbone import backbone_cfg, features_cfg
 from timm_mix.models._entrypoints import register_table
-from timm_mix.models._narrowing import narrow_layers
+from timm_mix.models._narrowing import count_narrowed, narrow_layers
 
-__all__ = []
+__all__ = ["FAMILIES", "Family", "count_narrow"]
 
 
 @dataclass(frozen=True)
-class _Family:
+class Family:
     """kind: timm's class; backbone: the default; pooled: its layer behind the pooling; init: its initialisation."""
 
     kind: type
@@ -32,16 +32,21 @@ class _Family:
     init: Callable[[Any], None]
 
 
-_FAMILIES: Dict[str, _Family] = {
-    "narrow_efficientnet": _Family(EfficientNet, "efficientnet_b0", "classifier", efficientnet_init_weights),
-    "narrow_mobilenetv3": _Family(MobileNetV3, "mobilenetv3_large_100", "conv_head", efficientnet_init_weights),
-    "narrow_vgg": _Family(VGG, "vgg11", "head.fc", lambda model: model._initialize_weights()),
+FAMILIES: Dict[str, Family] = {
+    "narrow_efficientnet": Family(EfficientNet, "efficientnet_b0", "classifier", efficientnet_init_weights),
+    "narrow_mobilenetv3": Family(MobileNetV3, "mobilenetv3_large_100", "conv_head", efficientnet_init_weights),
+    "narrow_vgg": Family(VGG, "vgg11", "head.fc", lambda model: model._initialize_weights()),
 }
 _WIDTH = 0.7071  # one of two parts
 
 
+def count_narrow(variant: str, whole: nn.Module, width: float) -> int:
+    """Parameters that `variant` has at this width, `whole` being its backbone."""
+    return count_narrowed(whole, width, FAMILIES[variant].pooled)
+
+
 def _build(variant: str, backbone: str, width: float, device: Any = None, **kwargs: Any) -> nn.Module:
-    family = _FAMILIES[variant]
+    family = FAMILIES[variant]
     if not 0 < width <= 1:
         raise ValueError(f"width must be > 0 and <= 1, got {width}")
     model = timm.create_model(backbone, pretrained=False, device="meta", **kwargs)
@@ -60,11 +65,11 @@ def _cfg(backbone: str) -> Dict[str, Any]:
     return backbone_cfg(backbone, *((plain.first_conv, plain.classifier) if plain else ("", "")))
 
 
-default_cfgs = generate_default_cfgs({name: _cfg(family.backbone) for name, family in _FAMILIES.items()})
+default_cfgs = generate_default_cfgs({name: _cfg(family.backbone) for name, family in FAMILIES.items()})
 
 
 def _create_narrow(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    backbone = kwargs.pop("backbone", _FAMILIES[variant].backbone)
+    backbone = kwargs.pop("backbone", FAMILIES[variant].backbone)
     width = kwargs.pop("width", _WIDTH)
     kwargs["pretrained_cfg"] = kwargs.get("pretrained_cfg") or {**_cfg(backbone), "architecture": variant}
     return build_model_with_cfg(
@@ -80,6 +85,6 @@ register_table(
     _create_narrow,
     {
         name: f"timm's {family.kind.__name__} `backbone` ({family.backbone}) with its channels times `width`."
-        for name, family in _FAMILIES.items()
+        for name, family in FAMILIES.items()
     },
 )

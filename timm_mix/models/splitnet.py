@@ -192,6 +192,11 @@ _NAMED: Dict[str, Tuple[str, int]] = {
     )
     for split in (2, 4, 8)
 }
+_NAMED |= {
+    f"splitnet_{arch}_s{split}": (arch, split)
+    for arch in (*(f"efficientnetb{n}" for n in range(8)), "efficientnetb0_cifar")
+    for split in (2, 4)  # their widths are published for these only
+}
 default_cfgs = generate_default_cfgs(
     {"splitnet": _cfg("resnet50", 2), **{name: _cfg(*variant) for name, variant in _NAMED.items()}}
 )
