@@ -21,6 +21,7 @@ __all__ = ["RULES"]
 
 _HEAD_DIMS = range(16, 129, 8)
 _MLP_FACTORS = (1, 0.85, 1.15)  # make up for the rounding to whole heads
+_LIKELY = 0.7, 1.15  # parameters of the parts' blocks over the whole's; others are not worth building
 
 
 @remembered
@@ -66,8 +67,11 @@ def _widths(embed_dim: int, num_heads: int, hidden: int, split: int) -> Iterator
         heads = rounded(embed_dim * scale / head_dim, 1)
         width = heads * head_dim
         for factor in _MLP_FACTORS:
-            # rounded up, because timm cuts width * ratio down to an integer
-            yield width, heads, math.ceil(1e4 * rounded(hidden * scale * factor, 8) / width) / 1e4
+            part = rounded(hidden * scale * factor, 8)
+            blocks = split * width * (2 * width + part) / (embed_dim * (2 * embed_dim + hidden))
+            if _LIKELY[0] <= blocks <= _LIKELY[1]:
+                # rounded up, because timm cuts width * ratio down to an integer
+                yield width, heads, math.ceil(1e4 * part / width) / 1e4
 
 
 def _hidden(name: str, block: nn.Module) -> int:

@@ -41,16 +41,21 @@ def fit_scale(
     Raises:
         ValueError: no scale fits.
     """
-    scale = 1 / math.sqrt(split)
+    scale, too_small, too_large = 1 / math.sqrt(split), 0.0, math.inf
     misses: list[float] = []
-    for step in range(_STEPS):
+    for _ in range(_STEPS):
         kwargs = part(scale)
         ratio = split * (count or functools.partial(_count_part, name))(kwargs) / count_parameters(whole)
         if LEAST <= ratio <= MOST:
             return kwargs
         misses.append(ratio)
-        # parameters grow with the square of the width, nearly; shorter steps where rounding made that one miss
-        scale /= ratio ** (0.5 if step < 3 else 0.2)
+        if ratio < 1:
+            too_small = scale
+        else:
+            too_large = scale
+        scale /= math.sqrt(ratio)  # parameters grow with the square of the width, nearly
+        if not too_small < scale < too_large:  # they did not, because of the rounding
+            scale = (too_small + too_large) / 2
     raise _misfit(name, split, misses)
 
 
