@@ -12,10 +12,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mix
@@ -62,8 +62,8 @@ def format_table(rows: Sequence[Row]) -> str:
     arch = max(len("architecture"), *(len(row.arch) for row in rows))
     head = f"{'architecture':{arch}}  S  width  M params: part      all  ratio  GMACs: part      all  ratio"
     lines = [
-        f"{row.arch:{arch}} {row.split:2d} {row.width:6d} {row.part_parameters / 1e6:15.3f} {row.parameters / 1e6:8.3f} "
-        f"{row.parameters_ratio:6.3f} {row.part_macs / 1e9:12.3f} {row.macs / 1e9:8.3f} {row.macs_ratio:6.3f}"
+        f"{row.arch:{arch}} {row.split:2d} {row.width:6d} "
+        f"{row.part_parameters / 1e6:15.3f} {row.parameters / 1e6:8.3f} {row.parameters_ratio:6.3f} {row.part_macs / 1e9:12.3f} {row.macs / 1e9:8.3f} {row.macs_ratio:6.3f}"
         for row in rows
     ]
     return "\n".join([head, *lines])
@@ -77,14 +77,14 @@ def format_csv(rows: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
-def _part(arch: str, split: int) -> nn.Module:
+def _part(arch: str, split: int) -> Any:
     with user_errors(f"divide {arch} into {split}"):
         division = timm_mix.divide(arch, split) if split != 1 else {}
         return timm.create_model(**{"model_name": arch, "device": "meta", **division}).eval()
 
 
 @torch.no_grad()
-def _count(model: nn.Module) -> tuple[int, int, int]:
+def _count(model: Any) -> tuple[int, int, int]:
     """Parameters, multiply-accumulates for one image, and features of a network without weights."""
     image = torch.empty(1, *model.pretrained_cfg["input_size"], device="meta")
     with FlopCounterMode(display=False) as counter:

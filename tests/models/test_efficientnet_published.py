@@ -136,7 +136,9 @@ def test_features_of_the_small_image_nets_say_their_reduction():
 
 @pytest.mark.parametrize("split", [3, 8])
 def test_other_numbers_of_parts_are_refused(split):
-    with pytest.raises(ValueError, match=f"efficientnetb0 divides into S = 2 or 4 parts, as published, got S = {split}"):
+    with pytest.raises(
+        ValueError, match=f"efficientnetb0 divides into S = 2 or 4 parts, as published, got S = {split}"
+    ):
         timm_mix.divide("efficientnetb0", split)
 
 

@@ -6,9 +6,9 @@ import pickle
 import pytest
 import timm
 
-from timm_mix.models import mixmo, preact_resnet_cifar, splitnet, wide_resnet_cifar
+from timm_mix.models import efficientnet_published, mixmo, narrow, preact_resnet_cifar, splitnet, wide_resnet_cifar
 
-MODULES = [mixmo, splitnet, wide_resnet_cifar, preact_resnet_cifar]
+MODULES = [mixmo, splitnet, efficientnet_published, narrow, wide_resnet_cifar, preact_resnet_cifar]
 SIZES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14)
 BACKBONES = [
     *("wrn16_2", *(f"wrn28_{k}" for k in SIZES), "preact_resnet18", "preact_resnet18_w2", "preact_resnet18_w3"),

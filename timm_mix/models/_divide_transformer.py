@@ -63,15 +63,15 @@ def _widths(embed_dim: int, num_heads: int, hidden: int, split: int) -> Iterator
     scale = 1 / math.sqrt(split)
     whole_dim = embed_dim // num_heads
     others = sorted(set(_HEAD_DIMS) - {whole_dim}, key=lambda dim: abs(math.log(dim / whole_dim)))
-    for head_dim in (whole_dim, *others):
+    own = [(whole_dim, factor) for factor in _MLP_FACTORS]
+    for head_dim, factor in (*own, *((dim, factor) for factor in _MLP_FACTORS for dim in others)):
         heads = rounded(embed_dim * scale / head_dim, 1)
         width = heads * head_dim
-        for factor in _MLP_FACTORS:
-            part = rounded(hidden * scale * factor, 8)
-            blocks = split * width * (2 * width + part) / (embed_dim * (2 * embed_dim + hidden))
-            if _LIKELY[0] <= blocks <= _LIKELY[1]:
-                # rounded up, because timm cuts width * ratio down to an integer
-                yield width, heads, math.ceil(1e4 * part / width) / 1e4
+        part = rounded(hidden * scale * factor, 8)
+        blocks = split * width * (2 * width + part) / (embed_dim * (2 * embed_dim + hidden))
+        if _LIKELY[0] <= blocks <= _LIKELY[1]:
+            # rounded up, because timm cuts width * ratio down to an integer
+            yield width, heads, math.ceil(1e4 * part / width) / 1e4
 
 
 def _hidden(name: str, block: nn.Module) -> int:

@@ -124,8 +124,8 @@ def _count_part(name: str, kwargs: Kwargs) -> int:
 
 
 def _misfit(name: str, split: int, ratios: list[float]) -> ValueError:
-    nearest = min(ratios, key=lambda ratio: abs(math.log(ratio)))
+    nearest = f"{min(ratios, key=lambda ratio: abs(math.log(ratio))):.2f}" if ratios else "none"
     return ValueError(
         f"{name} does not divide into S = {split} parts of {LEAST} to {MOST} of its parameters in all (nearest: "
-        f"{nearest:.2f}); take another S, or divide=False"
+        f"{nearest}); take another S, or divide=False"
     )

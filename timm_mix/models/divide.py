@@ -11,7 +11,11 @@ from timm_mix.models._backbone import check_count
 
 __all__ = ["divide"]
 
-_RULES = (*_divide_resnet.RULES, *_divide_efficientnet.RULES, *_divide_timm.RULES)  # the first pattern that matches decides
+_RULES = (
+    *_divide_resnet.RULES,
+    *_divide_efficientnet.RULES,
+    *_divide_timm.RULES,
+)  # the first pattern that matches decides
 
 
 def divide(arch: str, split: int) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def divide(arch: str, split: int) -> dict[str, Any]:
         if match:
             return rule(name, split, match) if split > 1 else {}
     raise ValueError(
-        f"no division rule for {arch!r}: known are timm's resnet*, seresnet*, wide_resnet*, resnext*, seresnext*, wrn*, "
-        "convnext*, regnet*, mobilenetv3*, efficientnet*, densenet*, resnetv2*, vgg*, vit*, deit* and swin*; "
+        f"no division rule for {arch!r}: known are timm's resnet*, seresnet*, wide_resnet*, resnext*, seresnext*, "
+        "wrn*, efficientnetb*, convnext*, regnet*, mobilenetv3*, efficientnet*, densenet*, resnetv2*, vgg*, vit*, deit* and swin*; "
         "divide=False makes an ensemble of whole networks of any kind"
     )

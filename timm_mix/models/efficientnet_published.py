@@ -1,7 +1,7 @@
 """The EfficientNets of the SplitNet paper (Zhao et al., arXiv:2011.14660), on timm's EfficientNet class.
 
 After Tan & Le, ICML 2019, arXiv:1905.11946, in the three forms of the published code:
-- `efficientnetb0` ... `b7`: padding as TensorFlow's "SAME", PyTorch's own initialisation, dropout before the classifier.
+- `efficientnetb0` ... `b7`: padding as TensorFlow's "SAME", PyTorch's own initialisation.
 - `efficientnetb0_lightnet` ...: symmetric padding, convolutions by fan-out, and whole channels dropped on the residual
   branches, the more the deeper the stage.
 - `efficientnetb0_cifar` ...: the same for 32 x 32 images, with strides that end at 8 x 8.
@@ -126,10 +126,11 @@ def _build(
 
 def _stages(channels: Sequence[int], form: str) -> List[List[str]]:
     """The stages in timm's notation; a squeeze-and-excitation keeps a quarter of the block's input."""
-    return [
-        [f"{'ir' if expansion > 1 else 'ds'}_r{blocks}_k{kernel}_s{small if form == 'cifar' else large}_e{expansion}_c{c}_se0.25"]
-        for c, (blocks, kernel, expansion, large, small) in zip(channels, _STAGES, strict=True)
-    ]
+    stages = []
+    for width, (blocks, kernel, expansion, large, small) in zip(channels, _STAGES, strict=True):
+        kind, stride = "ir" if expansion > 1 else "ds", small if form == "cifar" else large
+        stages.append([f"{kind}_r{blocks}_k{kernel}_s{stride}_e{expansion}_c{width}_se0.25"])
+    return stages
 
 
 def _as_given(channels: int, *_: Any, **__: Any) -> int:
