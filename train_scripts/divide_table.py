@@ -63,7 +63,8 @@ def format_table(rows: Sequence[Row]) -> str:
     head = f"{'architecture':{arch}}  S  width  M params: part      all  ratio  GMACs: part      all  ratio"
     lines = [
         f"{row.arch:{arch}} {row.split:2d} {row.width:6d} "
-        f"{row.part_parameters / 1e6:15.3f} {row.parameters / 1e6:8.3f} {row.parameters_ratio:6.3f} {row.part_macs / 1e9:12.3f} {row.macs / 1e9:8.3f} {row.macs_ratio:6.3f}"
+        f"{row.part_parameters / 1e6:15.3f} {row.parameters / 1e6:8.3f} {row.parameters_ratio:6.3f} "
+        f"{row.part_macs / 1e9:12.3f} {row.macs / 1e9:8.3f} {row.macs_ratio:6.3f}"
         for row in rows
     ]
     return "\n".join([head, *lines])

@@ -52,6 +52,8 @@ def test_all_parts_hold_about_as_many_parameters_as_the_whole(arch):
     ("arch", "split", "expected"),
     [
         ("convnext_tiny.fb_in1k", 4, {"dims": (48, 96, 192, 384)}),
+        ("convnext_tiny_hnf", 4, {"dims": (48, 96, 192, 384)}),
+        ("convnext_large_mlp", 4, {"dims": (96, 192, 384, 768), "head_hidden_size": 768}),
         ("densenet121", 2, {"growth_rate": 23}),
         ("resnetv2_50", 4, {"channels": (128, 256, 512, 1024)}),
         ("resnetv2_50d", 4, {"channels": (128, 256, 512, 1024), "stem_chs": 32}),

@@ -1,8 +1,8 @@
 """Division rule beyond the paper for timm's RegNets (Radosavovic et al., CVPR 2020, arXiv:2003.13678).
 
 A RegNet's widths follow from three numbers: block j has the width w0 + wa * j, snapped to the nearest power of wm
-(times w0), and that to a multiple of 8. A part keeps the depth of every stage and the line's shape, and divides first width, last
-width and group width by sqrt(S); where the multiples of 8 are too coarse for that, wm moves as well.
+(times w0), and that to a multiple of 8. A part keeps the depth of every stage and the line's shape, and divides first
+width, last width and group width by sqrt(S); where the multiples of 8 are too coarse for that, wm moves as well.
 """
 
 import math

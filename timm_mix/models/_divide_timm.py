@@ -27,7 +27,9 @@ __all__ = ["RULES"]
 def _convnext(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
     whole = as_whole(name, ConvNeXt)
     widths = [info["num_chs"] for info in whole.feature_info]
-    hidden = whole.head_hidden_size if hasattr(whole.head.pre_logits, "fc") else 0  # of the "mlp" heads
+    hidden = (
+        whole.head_hidden_size if hasattr(getattr(whole.head, "pre_logits", None), "fc") else 0
+    )  # of the "mlp" heads
 
     def part(scale: float) -> dict[str, Any]:
         dims = {"dims": tuple(rounded(width * scale, 8) for width in widths)}

@@ -42,6 +42,6 @@ def divide(arch: str, split: int) -> dict[str, Any]:
             return rule(name, split, match) if split > 1 else {}
     raise ValueError(
         f"no division rule for {arch!r}: known are timm's resnet*, seresnet*, wide_resnet*, resnext*, seresnext*, "
-        "wrn*, efficientnetb*, convnext*, regnet*, mobilenetv3*, efficientnet*, densenet*, resnetv2*, vgg*, vit*, deit* and swin*; "
-        "divide=False makes an ensemble of whole networks of any kind"
+        "wrn*, efficientnetb*, convnext*, regnet*, mobilenetv3*, efficientnet*, densenet*, resnetv2*, vgg*, "
+        "vit*, deit* and swin*; divide=False makes an ensemble of whole networks of any kind"
     )

@@ -114,7 +114,10 @@ def plot_division(path: Path, rows: Sequence[Any]) -> None:
         axis.set(xscale="log", yscale="log", xlabel="number of parts S", ylabel=label)
         axis.set_xticks(ticks, [str(split) for split in ticks])
         axis.set_xticks([], minor=True)
-        axis.grid(alpha=0.3)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="both", labelsize=7)
+        axis.grid(alpha=0.3, which="both")
     for axis in axes[1:]:
         axis.set_title("all parts (line), one part (dotted)", fontsize=9)
     axes[0].legend(fontsize=7)
