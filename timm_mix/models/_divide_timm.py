@@ -27,9 +27,8 @@ __all__ = ["RULES"]
 def _convnext(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
     whole = as_whole(name, ConvNeXt)
     widths = [info["num_chs"] for info in whole.feature_info]
-    hidden = (
-        whole.head_hidden_size if hasattr(getattr(whole.head, "pre_logits", None), "fc") else 0
-    )  # of the "mlp" heads
+    mlp_head = hasattr(getattr(whole.head, "pre_logits", None), "fc")
+    hidden = whole.head_hidden_size if mlp_head else 0
 
     def part(scale: float) -> dict[str, Any]:
         dims = {"dims": tuple(rounded(width * scale, 8) for width in widths)}
