@@ -11,11 +11,12 @@ from timm_mix.models._backbone import check_count
 
 __all__ = ["divide"]
 
+# the first pattern that matches decides
 _RULES = (
     *_divide_resnet.RULES,
     *_divide_efficientnet.RULES,
     *_divide_timm.RULES,
-)  # the first pattern that matches decides
+)
 
 
 def divide(arch: str, split: int) -> dict[str, Any]:
