@@ -74,9 +74,11 @@ def test_a_part_equals_timms_class_with_the_published_channels(name, padding, st
     part = timm.create_model(name, **timm_mix.divide(name, 2)).eval()
     twin = _by_hand((12, 16, 24, 56, 80, 136, 224), 24, 920, padding, strides, classes).eval()
     for ours, theirs in zip(part.state_dict().values(), twin.state_dict().values(), strict=True):
-        theirs.copy_(ours)
+        ours.copy_(theirs)  # in this direction, because the published fan-out leaves depthwise outputs near 0
     x = torch.randn(2, 3, 47, 35)
-    torch.testing.assert_close(part(x), twin(x), rtol=0, atol=0)
+    expected = twin(x)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(part(x), expected, rtol=0, atol=0)
     bn = part.blocks[1][0].bn1
     assert (bn.eps, bn.momentum) == (1e-3, 0.01)
 
