@@ -1,7 +1,7 @@
 """Division rules: (architecture, S) -> the timm keyword arguments of one of S parts (Zhao et al., arXiv:2011.14660).
 
-The rules lie with their families: _divide_resnet.py (timm's ResNets), _divide_imagenet.py (the paper's
-ImageNet networks), ...
+The rules lie with their families: _divide_imagenet.py, _divide_cifar.py and _divide_efficientnet.py (the paper's
+networks), _divide_resnet.py (timm's ResNets), _divide_timm.py (beyond the paper).
 """
 
 import re
@@ -25,14 +25,18 @@ _RULES = (
 def divide(arch: str, split: int) -> dict[str, Any]:
     """The timm keyword arguments that turn `arch` into one of `split` parts.
 
-    timm.create_model(arch, **divide(arch, split)) is one part. S = 1 is the whole network.
+    timm.create_model(**{"model_name": arch, **divide(arch, split)}) is one part, which for most families is
+    timm.create_model(arch, **divide(arch, split)). Where timm's entrypoint fixes the widths (EfficientNet,
+    MobileNetV3, VGG) the dict names another model, one of our `narrow_*`. S = 1 is the whole network.
 
     Args:
         arch: name of a timm model, a pretrained tag is ignored.
         split: S, the number of parts.
     Raises:
         ValueError: a family without a division rule, or an S that the family cannot take.
-    Reference: arXiv:2011.14660, sec. 3.1 and its published tables.
+    Reference: arXiv:2011.14660, sec. 3.1 and its published tables. Beyond the paper (ConvNeXt, RegNet, MobileNetV3,
+    EfficientNet, DenseNet, ResNetV2, VGG, ViT, DeiT, Swin): widths by 1 / sqrt(S), so that the parts hold 0.9 to 1.1
+    of the whole network's parameters in all.
     """
     check_count("split", split)
     name = str(arch).split(".")[0]
@@ -41,6 +45,8 @@ def divide(arch: str, split: int) -> dict[str, Any]:
         if match:
             return rule(name, split, match) if split > 1 else {}
     raise ValueError(
-        f"no division rule for {arch!r}: known are timm's resnet*, seresnet*, wide_resnet*, resnext*, seresnext* and "
-        "wrn*; divide=False makes an ensemble of whole networks of any kind"
+        f"no division rule for {arch!r}: known are resnet*, seresnet*, wide_resnet*, resnext*, seresnext*, resnest*, "
+        "senet*, resnetv2*, regnet*, densenet*, vgg*, convnext*, mobilenetv3*, efficientnet*, vit*, deit*, swin* and "
+        "SplitNet's and MixMo's own networks (se_resnet*, resnexst*, pyramidnet*, shake_resnet*, wrn*, ...); "
+        "divide=False makes an ensemble of whole networks of any kind"
     )

@@ -11,9 +11,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrai
 from timm.models._input import update_model_args
 from torch import nn
 
-from timm_mix.models import _divide_imagenet
 from timm_mix.models._backbone import backbone_cfg, build_backbone, check_count, features_cfg
 from timm_mix.models._divide_cifar import ARCHS as CIFAR_ARCHS
+from timm_mix.models._divide_imagenet import NAMES as IMAGENET_ARCHS
 from timm_mix.models._entrypoints import register_table
 from timm_mix.models._members import (
     check_ensemble,
@@ -58,10 +58,10 @@ class SplitNet(nn.Module):
     ):
         super().__init__()
         self.ensemble = check_ensemble(ensemble)
-        part = {**_part_kwargs(backbone, split, divide), **backbone_kwargs}
-        self.subnets = nn.ModuleList(
-            build_backbone(backbone, num_classes=num_classes, in_chans=in_chans, **part) for _ in range(split)
-        )
+        part = {"num_classes": num_classes, "in_chans": in_chans}
+        part |= {**_part_kwargs(backbone, split, divide), **backbone_kwargs}
+        name = part.pop("model_name", backbone)  # a division may be told by another model's name
+        self.subnets = nn.ModuleList(build_backbone(name, **part) for _ in range(split))
         self.backbone = backbone
         self.num_members = split
         self.num_classes = num_classes
@@ -194,11 +194,8 @@ _NAMED: Dict[str, Tuple[str, int]] = {
     )
     for split in (2, 4, 8)
 }
-_NAMED |= {
-    f"splitnet_{arch}_s{split}": (arch, split)
-    for arch in (*_divide_imagenet.NAMES, *CIFAR_ARCHS, *(f"efficientnetb{n}" for n in range(8)), "efficientnetb0_cifar")
-    for split in (2, 4)
-}
+_PUBLISHED = (*IMAGENET_ARCHS, *CIFAR_ARCHS, *(f"efficientnetb{n}" for n in range(8)), "efficientnetb0_cifar")
+_NAMED |= {f"splitnet_{arch}_s{split}": (arch, split) for arch in _PUBLISHED for split in (2, 4)}
 default_cfgs = generate_default_cfgs(
     {"splitnet": _cfg("resnet50", 2), **{name: _cfg(*variant) for name, variant in _NAMED.items()}}
 )

@@ -1,5 +1,6 @@
 """Pictures of a run: mixed inputs with their masks, and training curves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from timm_mix.functional.mixmo import MixMoPlan, member_masks
 from trainkit.errors import UsageError
 from trainkit.files import write_whole
 
-__all__ = ["plot_curves", "plot_mask_families", "plot_mixed_inputs"]
+__all__ = ["plot_curves", "plot_division", "plot_mask_families", "plot_mixed_inputs"]
 
 
 def plot_mixed_inputs(path: Path, images: Tensor, plan: MixMoPlan, mean: Tensor, std: Tensor, rows: int = 6) -> None:
@@ -85,6 +86,41 @@ def plot_mask_families(
                 label = f"{areas[d]:.2f}" if d else f"κ={kappas[k]}: {areas[d]:.2f}"
                 axis.set_title(label, fontsize=5)
         axes[n // columns, first].set_ylabel(family, fontsize=6)
+    _save(figure, path)
+
+
+def plot_division(path: Path, rows: Sequence[Any]) -> None:
+    """Width, parameters and multiply-accumulates over the number of parts, one colour per architecture.
+
+    Args:
+        rows: with the fields of divide_table.Row. Dotted: one part; drawn through: all parts.
+    """
+    plt = _matplotlib()
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    by_arch: dict[str, list[Any]] = {}
+    for row in rows:
+        by_arch.setdefault(row.arch, []).append(row)
+    for n, (arch, own) in enumerate(by_arch.items()):
+        own = sorted(own, key=lambda row: row.split)
+        splits = [row.split for row in own]
+        style = {"color": f"C{n % 10}", "marker": "o", "markersize": 4}
+        axes[0].plot(splits, [row.width for row in own], label=arch, **style)
+        for axis, name, unit in ((axes[1], "parameters", 1e6), (axes[2], "macs", 1e9)):
+            axis.plot(splits, [getattr(row, name) / unit for row in own], **style)
+            axis.plot(splits, [getattr(row, f"part_{name}") / unit for row in own], linestyle=":", **style)
+    labels = ("features of one part", "parameters (M)", "multiply-accumulates (G)")
+    ticks = sorted({row.split for row in rows})
+    for axis, label in zip(axes, labels, strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="number of parts S", ylabel=label)
+        axis.set_xticks(ticks, [str(split) for split in ticks])
+        axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="both", labelsize=7)
+        axis.grid(alpha=0.3, which="both")
+    for axis in axes[1:]:
+        axis.set_title("all parts (line), one part (dotted)", fontsize=9)
+    axes[0].legend(fontsize=7)
     _save(figure, path)
 
 
