@@ -4,6 +4,7 @@ The parts are independent timm models; their predictions are joined to one. Trai
 each part sees its own view of an image.
 """
 
+from functools import partial
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
@@ -21,6 +22,7 @@ from timm_mix.models._members import (
     select_member,
     split_channels,
 )
+from timm_mix.models._one_part import build_parts
 from timm_mix.models.divide import divide as divided_kwargs
 
 __all__ = ["SplitNet"]
@@ -34,6 +36,9 @@ class SplitNet(nn.Module):
         split: S, the number of parts.
         ensemble: mean of the `logits`, of the `softmax`, or the `max`.
         divide: False makes S whole networks, a deep ensemble.
+        only_part: hold this part alone, under its name in the whole and with the weights that it has there; it counts
+            as an ensemble of one, loads its share of a whole state dict and has forward() only. Other processes hold
+            the other parts (member-parallel training).
         backbone_kwargs: everything else goes to each part (drop_rate, drop_path_rate, global_pool, ...).
     Shapes:
         model(x): [B, C, H, W] -> [B, K], the ensemble, in training and evaluation alike.
@@ -52,23 +57,27 @@ class SplitNet(nn.Module):
         in_chans: int = 3,
         ensemble: str = "logits",
         divide: bool = True,
+        only_part: Optional[int] = None,
         **backbone_kwargs: Any,
     ):
         super().__init__()
         self.ensemble = check_ensemble(ensemble)
         part = {**_part_kwargs(backbone, split, divide), **backbone_kwargs}
-        self.subnets = nn.ModuleList(
-            build_backbone(backbone, num_classes=num_classes, in_chans=in_chans, **part) for _ in range(split)
-        )
+        build = partial(build_backbone, backbone, num_classes=num_classes, in_chans=in_chans, **part)
+        self.subnets = nn.ModuleList(build_parts(build, split, only_part))
+        self.only_part = only_part
         self.backbone = backbone
         self.num_members = split
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.channels_last = getattr(self.subnets[0], "output_fmt", "NCHW") == "NHWC"  # of feature maps, not of memory
+        self.channels_last = getattr(self._own_part(), "output_fmt", "NCHW") == "NHWC"  # of feature maps, not of memory
         self._follow_parts()
 
+    def _own_part(self) -> nn.Module:
+        return self.subnets[self.only_part or 0]
+
     def _follow_parts(self) -> None:
-        first = self.subnets[0]
+        first = self._own_part()
         self.num_classes = first.num_classes
         self.num_features: int = self.num_members * first.num_features
         self.head_hidden_size: int = self.num_members * getattr(first, "head_hidden_size", first.num_features)
@@ -82,7 +91,7 @@ class SplitNet(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
         """timm's parameter groups, alike for all parts."""
-        return prefix_matcher(self.subnets[0].group_matcher(coarse=coarse), r"subnets\.\d+")
+        return prefix_matcher(self._own_part().group_matcher(coarse=coarse), r"subnets\.\d+")
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set:
@@ -146,12 +155,19 @@ class SplitNet(nn.Module):
         return member_output(outputs, return_members, self.ensemble)
 
     def forward(self, x: torch.Tensor, return_members: bool = False) -> torch.Tensor:
+        if self.only_part is not None:  # for TorchScript a constant: it drops this branch
+            return self._forward_one(x, return_members)
         outputs: List[torch.Tensor] = []
         for i, subnet in enumerate(self.subnets):
             outputs.append(subnet(select_member(x, i, self.num_members)))
         if self.num_classes == 0:
             return torch.cat(outputs, dim=1)
         return member_output(outputs, return_members, self.ensemble)
+
+    def _forward_one(self, x: torch.Tensor, return_members: bool) -> torch.Tensor:
+        """The part that is held, as an ensemble of one: [B, K] or [B, 1, K]."""
+        logits = self._own_part()(select_member(x, self.only_part or 0, self.num_members))
+        return logits[:, None] if return_members and self.num_classes else logits
 
 
 def _part_kwargs(backbone: str, split: int, divide: bool) -> Dict[str, Any]:
