@@ -1,4 +1,4 @@
-"""A SplitNet of which this process holds one part; the others are held by other processes (member-parallel training)."""
+"""A SplitNet of which this process holds one part and other processes the others (member-parallel training)."""
 
 from typing import Any, Callable, Iterator, Optional
 

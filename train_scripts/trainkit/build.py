@@ -65,18 +65,24 @@ def build_data(config: Config) -> Data:
     return Data(train, validation, names if names and len(names) == num_classes else None, num_classes)
 
 
-def build_model(config: Config, num_classes: int) -> nn.Module:
-    """timm.create_model with the settings of the recipe; an error is one line."""
+def build_model(config: Config, num_classes: int | None, **more: Any) -> nn.Module:
+    """timm.create_model with the settings of the recipe, and `more`; an error is one line.
+
+    On the meta device (`device="meta"`) no weights are loaded.
+    """
     kwargs: dict[str, Any] = {
         "num_classes": num_classes,
         "in_chans": config.in_chans,
         "drop_rate": config.drop,
         "drop_path_rate": config.drop_path,
         **config.model_kwargs,
+        **more,
     }
     if config.initial_checkpoint is not None and not Path(config.initial_checkpoint).is_file():
         raise UsageError(f"--initial-checkpoint wants a file of weights, {config.initial_checkpoint} is no file")
     with user_errors(f"create model {config.model!r}"):
+        if more.get("device") == "meta":
+            return timm.create_model(config.model, **kwargs)
         model = timm.create_model(
             config.model, pretrained=config.pretrained, checkpoint_path=config.initial_checkpoint, **kwargs
         )
@@ -123,8 +129,10 @@ def build_loaders(
     return train, create_eval_loader(data.validation, batch_size=batch_size, **shared)
 
 
-def build_task(config: Config, model: nn.Module, num_classes: int, steps_per_epoch: int) -> TrainingTask:
-    """The training task of the recipe, on the model's device."""
+def build_task(
+    config: Config, model: nn.Module, num_classes: int, steps_per_epoch: int, **settings: Any
+) -> TrainingTask:
+    """The training task of the recipe, on the model's device; `settings` are those that no recipe holds."""
     with user_errors(f"create task {config.task!r}"):
         criterion = create_classification_loss(smoothing=config.smoothing, soft_targets=config.mixes_samples)
         if config.task == "classification":
@@ -138,7 +146,7 @@ def build_task(config: Config, model: nn.Module, num_classes: int, steps_per_epo
             num_classes=num_classes,
             seed=config.seed,
             total_steps=config.epochs * steps_per_epoch,
-            **{"steps_per_epoch": steps_per_epoch, "verbose": False, **config.mix},
+            **{"steps_per_epoch": steps_per_epoch, "verbose": False, **settings, **config.mix},
         )
 
 

@@ -124,6 +124,10 @@ class Config:
     model_ema_decay: float = 0.9998
     model_ema_warmup: bool = False
     # run
+    member_parallel: bool = field(
+        default=False,
+        metadata={"help": "cotraining with one part of the splitnet per process; batch_size is then per S processes"},
+    )
     cpu: bool = field(default=False, metadata={"help": "stay on the CPU even where there is a GPU"})
     seed: int = 42
     output: str = "output"
@@ -170,6 +174,7 @@ class Config:
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         self._check_mixup()
+        self._check_member_parallel()
 
     def _check_mixup(self) -> None:
         """timm's mixup pairs image i with image B - 1 - i, and belongs to a network with one input."""
@@ -182,6 +187,14 @@ class Config:
             )
         if self.batch_size % 2:
             raise UsageError(f"mixup and cutmix need an even batch_size, got {self.batch_size}; take one more or less")
+
+    def _check_member_parallel(self) -> None:
+        if self.member_parallel and self.task != "cotraining":
+            raise UsageError(f"member_parallel is for task cotraining, got task {self.task}; drop it")
+        if self.member_parallel and self.amp and self.amp_dtype == "float16":
+            raise UsageError(
+                "member_parallel needs amp_dtype bfloat16, got float16, whose loss scale would differ between parts"
+            )
 
     @property
     def mixes_samples(self) -> bool:
