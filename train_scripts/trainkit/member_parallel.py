@@ -51,7 +51,8 @@ class MemberParallel:
         # the processes of a replica draw alike, say the pairs of mixup
         self.task_settings: dict[str, Any] = {"member_group": self.member_group, "rank": self.share}
 
-    def check_data(self, *datasets: Dataset) -> None:
+    @staticmethod
+    def check_data(*datasets: Dataset) -> None:
         """A stream divides its samples among all processes.
 
         Raises:

@@ -30,7 +30,8 @@ class DataParallel:
         self.model_settings: dict[str, Any] = {}
         self.task_settings: dict[str, Any] = {}
 
-    def check_data(self, *datasets: Dataset) -> None:
+    @staticmethod
+    def check_data(*datasets: Dataset) -> None:
         """Any data will do."""
 
     def prepare(self, module: nn.Module) -> nn.Module:
