@@ -79,7 +79,10 @@ def _trained(name, accelerator):
     sums = [trainer._update(batches[i : i + group], i // group) for i in range(0, STEPS, group)]
     content = {"state_dict": model.state_dict(), "optimizer": trainer.optimizer.state_dict()}
     whole = parallel.whole({**content, "task_states": [{"rank": r // S} for r in range(accelerator.num_processes)]})
+    alike = MemberParallel(Config(**CONFIG, views=1), accelerator)
     return {
+        "place": (parallel.part, parallel.share, parallel.shares),
+        "seeds": (parallel.seed_rank, alike.seed_rank),
         "start": start,
         "parameters": {key: value.detach() for key, value in model.named_parameters()},
         "ema": task.get_checkpoint_state(ema=True).get("state_dict_ema"),
@@ -278,6 +281,15 @@ def test_a_process_holds_its_part_alone(ranks):
         own = {name for name in names if name.startswith(f"subnets.{rank % S}.")}
         assert own == set(found["plain"]["parameters"])
         assert found["plain"]["momenta"] == len(own) == len(names) // S
+
+
+def test_consecutive_processes_hold_a_replica_and_see_the_same_images(ranks):
+    for rank, found in enumerate(ranks):
+        assert found["plain"]["place"] == (rank % S, rank // S, len(ranks) // S)
+
+
+def test_every_part_draws_its_own_view_unless_one_is_asked_for_all(ranks):
+    assert [found["plain"]["seeds"] for found in ranks] == [(rank, rank // S) for rank in range(len(ranks))]
 
 
 def test_a_part_starts_with_the_weights_that_it_has_in_one_process(ranks):
