@@ -11,7 +11,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -172,13 +172,12 @@ def _inference(model: nn.Module, images: torch.Tensor) -> Run:
     return run
 
 
-def bench_member_parallel(args: argparse.Namespace, device: torch.device) -> list[Ratio | StepModel]:
+def bench_member_parallel(args: argparse.Namespace, device: torch.device) -> Iterator[Ratio | StepModel]:
     """Co-training step with a process per part over one process with as many cores; and with a device per part.
 
     The same cores do the same work either way: the ratio shows what processes and the exchange of logits cost or save
     against threads, not what another device saves. That is predicted from the times of a part and of an all-gather.
     """
-    rows: list[Ratio | StepModel] = []
     threads = max(1, (os.cpu_count() or 1) // 2)
     for arch, batch in (("wrn16_4", args.batch), ("wrn28_10", max(2, args.batch // 8))):
         model = {"model_name": "splitnet", "backbone": arch, "split": 2}
@@ -187,9 +186,8 @@ def bench_member_parallel(args: argparse.Namespace, device: torch.device) -> lis
         sequential, name = training_step(task, views, target), f"splitnet of {arch} in 2, batch {batch}, CPU"
         label = f"training step, 2 processes x {threads} over 1 process x {2 * threads} threads, {name}"
         with MemberProcesses(model, 2, (batch, 3, 32, 32), threads) as processes, _threads(2 * threads):
-            rows.append(compare(label, processes.run, sequential, args.pairs, torch.device("cpu")))
-            rows.append(_step_model(name, processes, sequential, args.pairs, threads))
-    return rows
+            yield compare(label, processes.run, sequential, args.pairs, torch.device("cpu"))
+            yield _step_model(name, processes, sequential, args.pairs, threads)
 
 
 def _step_model(name: str, processes: MemberProcesses, sequential: Run, pairs: int, threads: int) -> StepModel:
@@ -214,7 +212,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-CASES: dict[str, Callable[[argparse.Namespace, torch.device], Sequence[Ratio | StepModel]]] = {
+CASES: dict[str, Callable[[argparse.Namespace, torch.device], Iterable[Ratio | StepModel]]] = {
     "mixmo": bench_mixmo,
     "masks": bench_masks,
     "blocks": bench_blocks,
