@@ -98,7 +98,7 @@ def pairwise_kl(logits: Tensor) -> Tensor:
 
     In each pair p_j is the teacher, through which no gradient flows. A single member has no pair: 0.
 
-    Shapes: logits [B, S, K].   returns a scalar >= 0.
+    Shapes: logits [B, S, K].   returns a scalar >= 0, up to rounding.
     """
     log_p = _log_probabilities(logits)
     log_teacher = log_p.detach()

@@ -22,7 +22,7 @@ class CoTrainingTask(MemberTask):
 
     Args:
         weight: w of the divergence; 0 trains the parts separately and computes none.
-        divergence: `js` (Jensen-Shannon, as published) or `kl` (the mean of the others' predictions teaches each part).
+        divergence: `js` (Jensen-Shannon, as published) or `kl` (each part learns from each of the others).
         warmup_epochs: over which w grows (published: 40 of 300 epochs on CIFAR); needs steps_per_epoch.
         mixup: alpha of mixup, 0 for none (published: .2). One lam and one pairing per batch hold for all parts, while
             each part mixes its own views.
