@@ -79,6 +79,8 @@ def test_the_seed_and_the_folder_come_from_the_settings(tmp_path):
         ("data_dir: ~", "data_dir", None),
         ("mean: [0.1, 2, 1e-1]", "mean", (0.1, 2.0, 0.1)),
         ("mean: null", "mean", None),
+        ("no_decay: [norm, bias]", "no_decay", ("norm", "bias")),
+        ("no_decay: []", "no_decay", ()),
         ("decay_milestones: [3, 5]", "decay_milestones", (3, 5)),
         ("epochs: 11", "epochs", 11),
         ("num_classes: 13", "num_classes", 13),
@@ -108,6 +110,7 @@ def test_a_recipe_value_becomes_its_type(recipe, text, name, value):
         (["--decay-milestones", "3", "5"], "decay_milestones", (3, 5)),
         (["--num-classes", "13"], "num_classes", 13),
         (["--data-dir", "1e-4"], "data_dir", "1e-4"),
+        (["--no-decay", "norm", "bias"], "no_decay", ("norm", "bias")),
         (["--mix", "alpha=1e-1", "r=inf", "members=3", "mimo=true", "block=cut"], "mix", "mapping"),
         (["--model-kwargs", "name=a=b"], "model_kwargs", {"name": "a=b"}),
     ],
@@ -203,6 +206,10 @@ def test_a_missing_recipe_is_one_line(tmp_path):
         (["--cutmix", "nan"], "cutmix must be >= 0 and finite, got nan"),
         (["--l2-penalty", "-1"], "l2_penalty must be >= 0 and finite, got -1"),
         (["--l2-penalty", "inf"], "l2_penalty must be >= 0 and finite, got inf"),
+        (
+            ["--sched-after-warmup", "--epochs", "5", "--warmup-epochs", "5"],
+            "sched_after_warmup needs epochs after the warm-up, got 5 epochs with 5",
+        ),
         (["--mixup-prob", "1.1"], r"mixup_prob must lie in \[0, 1\], got 1.1"),
         (["--mixup-switch-prob", "-1"], r"mixup_switch_prob must lie in \[0, 1\], got -1"),
         (
