@@ -4,17 +4,18 @@ Widths scale by about 1 / sqrt(S), so that the S parts together cost about what 
 labels, each from its own view, and from each other through the Jensen-Shannon divergence of their predictions (eq. 5).
 """
 
+import dataclasses
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from timm_mix.functional.plan import MixPlan, plan_mixup
+
 __all__ = [
     "DIVERGENCES",
     "STAGE_WIDTHS",
-    "SharedMixup",
     "cotraining_weight",
     "divided_dropout",
     "divided_weight_decay",
@@ -29,30 +30,16 @@ STAGE_WIDTHS = {1: 64, 2: 44, 4: 32, 8: 24}
 FLOOR = 0.005  # the published warm-up starts here rather than at 0
 
 
-@dataclass(frozen=True)
-class SharedMixup:
-    """The mixup of one batch, the same for all parts.
-
-    Shapes:
-        lam: one number, the weight of the sample itself.
-        partner: [B] int64, the row of the batch that is mixed in.
-    """
-
-    lam: float
-    partner: np.ndarray
-
-
-def plan_shared_mixup(batch: int, alpha: float, *, rng: np.random.Generator) -> SharedMixup:
+def plan_shared_mixup(batch: int, alpha: float, *, rng: np.random.Generator) -> MixPlan:
     """Draw one lam ~ Beta(alpha, alpha) and one pairing for a batch (mixup: Zhang et al., arXiv:1710.09412).
 
-    Every part mixes its own views with them, so that all parts predict the same mixed label (published: alpha .2).
+    Every part mixes its own views by this plan, so that all parts predict the same mixed label (published: alpha .2).
 
     Raises:
         ValueError: alpha <= 0.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise ValueError(f"mixup alpha must be > 0 and finite, got {alpha!r}")
-    return SharedMixup(float(rng.beta(alpha, alpha)), rng.permutation(batch))
+    plan = plan_mixup(batch, rng=rng, alpha=alpha)
+    return dataclasses.replace(plan, partner=rng.permutation(batch))
 
 
 def divided_widen_factor(k: int, split: int) -> int:

@@ -8,9 +8,10 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_mix.functional.splitnet import DIVERGENCES, SharedMixup, cotraining_weight, plan_shared_mixup
+from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets
+from timm_mix.functional.splitnet import DIVERGENCES, cotraining_weight, plan_shared_mixup
 from timm_mix.models._members import reduce_members
-from timm_mix.tasks._base import MemberTask
+from timm_mix.tasks._base import MemberTask, soft_criterion
 
 __all__ = ["CoTrainingTask"]
 
@@ -48,6 +49,7 @@ class CoTrainingTask(MemberTask):
         **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
+        self.criterion = soft_criterion(self.criterion)
         for name, value in (("weight", weight), ("warmup_epochs", warmup_epochs), ("mixup", mixup)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
@@ -60,35 +62,30 @@ class CoTrainingTask(MemberTask):
         self.warmup_epochs = warmup_epochs
         self.mixup = mixup
 
-    def draw(self, input: Tensor) -> SharedMixup | None:
+    def draw(self, input: Tensor) -> MixPlan | None:
         """All chance of one step, for a batch like `input`; None without mixup."""
         return plan_shared_mixup(input.shape[0], self.mixup, rng=self.rng) if self.mixup else None
 
-    def forward(self, input: Tensor, target: Tensor, plan: SharedMixup | None = None) -> dict[str, Tensor]:
+    def forward(self, input: Tensor, target: Tensor, plan: MixPlan | None = None) -> dict[str, Tensor]:
         """One step; `plan` fixes its chance (drawn when it is None)."""
         target = self._checked_target(input, target)
         plan = self.draw(input) if plan is None else plan
-        targets = [(1.0, target)]
         if plan is not None:
-            partner = torch.from_numpy(plan.partner).to(input.device, non_blocking=True)
-            input = torch.lerp(input[partner], input, plan.lam)
-            targets = [(plan.lam, target), (1 - plan.lam, target[partner])]
+            input = apply_mix(input.flatten(1, -3), plan).reshape(input.shape)  # the views of a sample as its channels
+            target = mix_targets(target, plan, self.num_classes)
         logits = self.trainable_module(input, return_members=True)
-        losses = self.losses(logits, targets, self.epoch)
+        losses = self.losses(logits, target, self.epoch)
         self.step += 1
         return {**losses, "output": reduce_members(logits, unwrap_model(self.trainable_module).ensemble)}
 
-    def losses(self, logits: Tensor, targets: list[tuple[float, Tensor]], epoch: int) -> dict[str, Tensor]:
+    def losses(self, logits: Tensor, target: Tensor, epoch: int) -> dict[str, Tensor]:
         """The loss of members' logits, and its terms for logging.
 
-        A mixed label is given as its labels with their shares, so that every criterion takes it, label smoothing
-        included. Where logits of some members are constants, the gradient of the others is that of the whole loss.
+        Where the logits of some members are constants, the gradient of the others is that of the whole loss.
 
-        Shapes: logits [B, S, K].   targets: pairs of share and [B] or [B, K]; the shares sum to 1.
+        Shapes: logits [B, S, K].   target [B] int64 or [B, K].
         """
-        ce = torch.stack(
-            [share * self.criterion(part.float(), target) for part in logits.unbind(1) for share, target in targets]
-        ).sum()
+        ce = torch.stack([self.criterion(part.float(), target) for part in logits.unbind(1)]).sum()
         if not self.weight:
             return {"loss": ce, "ce": ce.detach()}
         cot = DIVERGENCES[self.divergence](logits)
