@@ -49,6 +49,7 @@ RUNS = {
     "plain": {},
     "clipped and averaged": {"clip_grad": 0.5, "l2_penalty": 1e-3, "model_ema": True, "model_ema_decay": 0.5},
     "accumulated": {"grad_accum_steps": 3},
+    "mixed up": {"mix": {"weight": 0.5, "divergence": "kl", "mixup": 0.2}, "smoothing": 0.1},
 }
 
 
