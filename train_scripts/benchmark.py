@@ -1,6 +1,6 @@
 """Compare times pairwise: A B A B ..., the ratio taken pair by pair, so that a drifting machine cancels out.
 
-    python train_scripts/benchmark.py [--cases mixmo masks blocks members splitnet] [--pairs 9] [--output FILE]
+    python train_scripts/benchmark.py [--cases mixmo masks blocks members ...] [--pairs 9] [--output FILE]
 
 A time is the mean over as many runs as fill a fifth of a second. Prints the median ratio with its range over the pairs,
 and writes all figures with hardware and versions to a json file.
@@ -28,6 +28,7 @@ from trainkit.errors import UsageError, run_script
 from trainkit.files import write_json
 from trainkit.mask_twins import masks_one_by_one
 from trainkit.results import describe_machine
+from trainkit.ways import ways
 
 Run = Callable[[], object]
 LEAST_SECONDS = 0.2
@@ -166,7 +167,27 @@ def bench_splitnet(args: argparse.Namespace, device: torch.device) -> list[Ratio
     return ratios
 
 
-def _inference(model: nn.Module, images: torch.Tensor) -> Run:
+def bench_concurrent(args: argparse.Namespace, device: torch.device) -> list[Ratio]:
+    """Inference of SplitNet's parts in every way that trainkit/ways.py knows; on a GPU in bf16, channels_last."""
+    gpu = device.type == "cuda"
+    pairs = [("splitnet_resnet50_s2", "resnet50"), ("splitnet_wrn28_10_s2", "wrn28_10")]
+    if gpu:
+        pairs[1:] = [("splitnet_resnet50_s4", "resnet50"), ("splitnet_wrn28_10_s4", "wrn28_10")]
+    to: Any = {"dtype": torch.bfloat16, "memory_format": torch.channels_last} if gpu else {}
+    ratios = []
+    for name, whole in pairs:
+        parts, plain = (timm.create_model(n, num_classes=100).eval().to(device, **to) for n in (name, whole))
+        known = ways(parts, plain)
+        for batch in (1, 8, 128) if gpu else (1, 8):
+            images = torch.randn(batch, *plain.pretrained_cfg["input_size"]).to(device, **to)
+            runs = {way: _inference(call, images) for way, call in known.items()}
+            for a, b in [("concurrent", "sequential"), *((way, "undivided") for way in runs if way != "undivided")]:
+                label = f"inference, {name}, {a} over {b}, batch {batch}"
+                ratios.append(compare(label, runs[a], runs[b], args.pairs, device))
+    return ratios
+
+
+def _inference(model: Callable[[torch.Tensor], object], images: torch.Tensor) -> Run:
     def run() -> None:
         with torch.inference_mode():
             model(images)
@@ -180,6 +201,7 @@ CASES = {
     "blocks": bench_blocks,
     "members": bench_members,
     "splitnet": bench_splitnet,
+    "concurrent": bench_concurrent,
 }
 
 

@@ -7,6 +7,7 @@ import threading
 import pytest
 import timm
 import torch
+from timm.models import GraphExtractNet
 from torch.utils.flop_counter import FlopCounterMode
 
 K, S = 13, 2
@@ -263,11 +264,14 @@ def test_copies_are_parallel_too(copied):
     assert _meet(other)(x).shape == (1, K)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # deprecated, but timm's suite asks for it
 def test_a_traced_or_scripted_parallel_model_is_sequential():
     sequential, parallel = _pair()
     x = _images(3, 3, 16, 16)
     expected = sequential(x)
-    for recorded in (torch.fx.symbolic_trace(parallel), torch.jit.script(parallel), torch.jit.trace(parallel, x)):
+    outputs = GraphExtractNet(parallel, [f"subnets.{i}.fc" for i in range(S)])(x)  # torch.fx
+    _assert_equal(torch.stack(outputs, 1), sequential(x, return_members=True))
+    for recorded in (torch.jit.script(parallel), torch.jit.trace(parallel, x)):
         _assert_equal(recorded(x), expected)
     with torch.inference_mode():
         _assert_equal(torch.compile(parallel, fullgraph=True, backend="eager")(x), expected)

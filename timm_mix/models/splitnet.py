@@ -173,12 +173,11 @@ class SplitNet(nn.Module):
 
     def forward(self, x: torch.Tensor, return_members: bool = False) -> torch.Tensor:
         outputs: List[torch.Tensor] = []
-        if not torch.jit.is_scripting() and self._concurrent is not None:
-            images = [select_member(x, i, self.num_members) for i in range(self.num_members)]
-            outputs = self._concurrent(self.subnets, "__call__", images)
-        else:
+        if torch.jit.is_scripting():
             for i, subnet in enumerate(self.subnets):
                 outputs.append(subnet(select_member(x, i, self.num_members)))
+        else:
+            outputs = self._each("__call__", [select_member(x, i, self.num_members) for i in range(self.num_members)])
         if self.num_classes == 0:
             return torch.cat(outputs, dim=1)
         return member_output(outputs, return_members, self.ensemble)
