@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -171,18 +172,19 @@ def bench_concurrent(args: argparse.Namespace, device: torch.device) -> list[Rat
     """Inference of SplitNet's parts in every way that trainkit/ways.py knows; on a GPU in bf16, channels_last."""
     gpu = device.type == "cuda"
     pairs = [("splitnet_resnet50_s2", "resnet50"), ("splitnet_wrn28_10_s2", "wrn28_10")]
+    formats: list[Any] = [{"memory_format": torch.contiguous_format}, {"memory_format": torch.channels_last}]
     if gpu:
         pairs[1:] = [("splitnet_resnet50_s4", "resnet50"), ("splitnet_wrn28_10_s4", "wrn28_10")]
-    to: Any = {"dtype": torch.bfloat16, "memory_format": torch.channels_last} if gpu else {}
+        formats = [{"memory_format": torch.channels_last, "dtype": torch.bfloat16}]
     ratios = []
-    for name, whole in pairs:
-        parts, plain = (timm.create_model(n, num_classes=100).eval().to(device, **to) for n in (name, whole))
+    for (name, whole), form in product(pairs, formats):
+        parts, plain = (timm.create_model(n, num_classes=100).eval().to(device, **form) for n in (name, whole))
         known = ways(parts, plain)
         for batch in (1, 8, 128) if gpu else (1, 8):
-            images = torch.randn(batch, *plain.pretrained_cfg["input_size"]).to(device, **to)
+            images = torch.randn(batch, *plain.pretrained_cfg["input_size"]).to(device, **form)
             runs = {way: _inference(call, images) for way, call in known.items()}
             for a, b in [("concurrent", "sequential"), *((way, "undivided") for way in runs if way != "undivided")]:
-                label = f"inference, {name}, {a} over {b}, batch {batch}"
+                label = f"inference, {name}, {a} over {b}, {str(form['memory_format'])[6:]}, batch {batch}"
                 ratios.append(compare(label, runs[a], runs[b], args.pairs, device))
     return ratios
 
