@@ -14,6 +14,7 @@ network where threads took 0.13; they also need a copy of the weights. Batch nor
 caller's to choose, as for any model. The GPU paths have tests (`pytest -m gpu`) but no figures yet.
 """
 
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -31,9 +32,7 @@ __all__ = ["Concurrent", "concurrent_parts"]
 Device = Union[str, int, torch.device]
 Call = Callable[[], Any]
 
-_POOLS: Dict[
-    Tuple[int, int, int], ThreadPoolExecutor
-] = {}  # (process, workers, cores of each): no fork inherits threads
+_POOLS: Dict[Tuple[int, int, int], ThreadPoolExecutor] = {}  # of (process, workers, cores): a fork has no threads
 _POOLS_LOCK = threading.Lock()
 _WORKER = threading.local()  # a worker must not wait for its own pool
 
@@ -74,7 +73,7 @@ class Concurrent:
 
         if any(part.training for part in parts):  # dropout's generator and the hooks of DDP want one order
             outputs = [call(x) for call, x in zip(methods, inputs, strict=True)]
-        elif self.graph and not torch.is_grad_enabled() and set(devices) == {devices[0]} != {torch.device("cpu")}:
+        elif self.graph and devices[0].type == "cuda" and len(set(devices)) == 1 and not torch.is_grad_enabled():
             outputs = self._graphs.replay((method, repr(kwargs)), parts, inputs, run)
         else:
             outputs = run(inputs)
@@ -87,8 +86,12 @@ def concurrent_parts(
     """What SplitNet.parallelize does: place the parts, and return what calls them (None: nothing at the same time).
 
     Raises:
-        ValueError: no devices, a GPU that this machine does not have, or settings together with enable=False.
+        ValueError: no devices, a GPU that this machine does not have, settings together with enable=False, or a part
+            without weights.
     """
+    for i, part in enumerate(parts):
+        if next(part.parameters(), None) is None:
+            raise ValueError(f"parallelize needs all {len(parts)} parts in this process, but part {i} has no weights")
     if not enable:
         if devices is not None or graph:
             raise ValueError(
@@ -169,13 +172,18 @@ def _on_streams(calls: List[Tuple[Call, torch.device]]) -> List[Any]:
 def _on_threads(calls: List[Call]) -> List[Any]:
     """Every call on a thread with its share of the caller's cores, under the caller's modes."""
     cores = torch.get_num_threads()
-    workers = min(len(calls), cores)
+    workers = _workers(len(calls), cores)
     if workers < 2 or getattr(_WORKER, "inside", False):
         return [call() for call in calls]
     pool, mode = _pool(workers, cores // workers), _mode()
     futures = [pool.submit(_under, mode, call) for call in calls]
     wait(futures)
     return [future.result() for future in futures]
+
+
+def _workers(parts: int, cores: int) -> int:
+    """How many parts to run at once, so that no core is left waiting: three parts on two cores go one by one."""
+    return min(range(1, min(parts, cores) + 1), key=lambda n: (math.ceil(parts / n) / (cores // n), -n))
 
 
 def _pool(workers: int, cores: int) -> ThreadPoolExecutor:

@@ -96,10 +96,11 @@ class SplitNet(nn.Module):
         Args:
             devices: one per part, in turn if there are fewer; the same one may appear twice. None: where the parts lie.
             graph: with all parts on one GPU and without gradients, capture the launches once per kind of input
-                (CUDA graph) and replay them: for small batches, where launching takes longer than computing.
+                (CUDA graph) and replay them: for small batches, where launching takes longer than computing. Elsewhere
+                it changes nothing.
             enable: False undoes it and gathers the parts on the first part's device.
         Raises:
-            ValueError: no devices, a GPU that is not there, or devices together with enable=False.
+            ValueError: no devices, a GPU that is not there, settings with enable=False, a part without weights.
         """
         self._concurrent = concurrent_parts(self.subnets, devices, graph, enable)
         return self
