@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from trainkit.files import write_json
 from trainkit.mask_twins import masks_one_by_one
 from trainkit.member_twins import MemberProcesses, StepModel, training_step
 from trainkit.results import describe_machine
+from trainkit.ways import ways
 
 Run = Callable[[], object]
 LEAST_SECONDS = 0.2
@@ -164,7 +166,28 @@ def bench_splitnet(args: argparse.Namespace, device: torch.device) -> list[Ratio
     return ratios
 
 
-def _inference(model: nn.Module, images: torch.Tensor) -> Run:
+def bench_concurrent(args: argparse.Namespace, device: torch.device) -> list[Ratio]:
+    """Inference of SplitNet's parts in every way that trainkit/ways.py knows; on a GPU in bf16, channels_last."""
+    gpu = device.type == "cuda"
+    pairs = [("splitnet_resnet50_s2", "resnet50"), ("splitnet_wrn28_10_s2", "wrn28_10")]
+    formats: list[Any] = [{"memory_format": torch.contiguous_format}, {"memory_format": torch.channels_last}]
+    if gpu:
+        pairs[1:] = [("splitnet_resnet50_s4", "resnet50"), ("splitnet_wrn28_10_s4", "wrn28_10")]
+        formats = [{"memory_format": torch.channels_last, "dtype": torch.bfloat16}]
+    ratios = []
+    for (name, whole), form in product(pairs, formats):
+        parts, plain = (timm.create_model(n, num_classes=100).eval().to(device, **form) for n in (name, whole))
+        known = ways(parts, plain)
+        for batch in (1, 8, 128) if gpu else (1, 8):
+            images = torch.randn(batch, *plain.pretrained_cfg["input_size"]).to(device, **form)
+            runs = {way: _inference(call, images) for way, call in known.items()}
+            for a, b in [("concurrent", "sequential"), *((way, "undivided") for way in runs if way != "undivided")]:
+                label = f"inference, {name}, {a} over {b}, {str(form['memory_format'])[6:]}, batch {batch}"
+                ratios.append(compare(label, runs[a], runs[b], args.pairs, device))
+    return ratios
+
+
+def _inference(model: Callable[[torch.Tensor], object], images: torch.Tensor) -> Run:
     def run() -> None:
         with torch.inference_mode():
             model(images)
@@ -219,6 +242,7 @@ CASES: dict[str, Callable[[argparse.Namespace, torch.device], Iterable[Ratio | S
     "members": bench_members,
     "splitnet": bench_splitnet,
     "member_parallel": bench_member_parallel,
+    "concurrent": bench_concurrent,
 }
 
 
