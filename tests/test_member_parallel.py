@@ -191,13 +191,14 @@ def _one_process(name, replicas):
     torch.manual_seed(config.seed)
     model = build_model(config, K)
     start = {key: value.clone() for key, value in model.state_dict().items()}
-    task = build_task(config, model, K, STEPS)
+    tasks = [build_task(config, model, K, STEPS, rank=replica) for replica in range(replicas)]
+    task = tasks[0]
     optimizer = build_optimizer(config, model)
     if config.model_ema:
         task.setup_ema(decay=config.model_ema_decay)
     losses = []
     for step, (images, target) in enumerate(zip(*_batches(replicas), strict=True)):
-        loss = torch.stack([task(x, y)["loss"] for x, y in zip(images, target, strict=True)]).mean()
+        loss = torch.stack([task(x, y)["loss"] for task, x, y in zip(tasks, images, target, strict=True)]).mean()
         (loss / config.grad_accum_steps).backward()
         losses.append(float(loss.detach()))
         if (step + 1) % config.grad_accum_steps:
