@@ -3,12 +3,14 @@
     python train_scripts/train.py --config train_scripts/recipes/digits/mixmo_wrn16_2_m2.yaml
     accelerate launch --num_processes 2 train_scripts/train.py --config RECIPE --batch-size 32     (GPUs)
     torchrun --nproc-per-node 2 train_scripts/train.py --config RECIPE --batch-size 16 --cpu
+    torchrun --nproc-per-node 4 train_scripts/train.py --config SPLITNET_RECIPE --member-parallel     (one part each)
 
 Flags carry timm's names and override the recipe. The run's folder (--output / --experiment) gets results.json,
 checkpoints/last.pt and best.pt, and model/, a folder that timm.create_model('local-dir:...', pretrained=True) loads.
 Before it starts it prints the predicted cost of the recipe.
 """
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +36,8 @@ from trainkit.config import Config, parse_config
 from trainkit.cost import predict_cost
 from trainkit.engine import Trainer
 from trainkit.errors import UsageError, run_script, user_errors
+from trainkit.member_parallel import MemberParallel
+from trainkit.parallel import DataParallel
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -49,35 +53,39 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     """Build the parts of a run, train, save the model."""
     _check_folder(config)
+    parallel = MemberParallel(config, accelerator) if config.member_parallel else DataParallel(accelerator)
     torch.manual_seed(config.seed)
     data = build_data(config)
-    model = build_model(config, data.num_classes)
+    parallel.check_data(data.train, data.validation)
+    model = build_model(config, data.num_classes, **parallel.model_settings)
     data_config = data_config_of(config, model)
     model.to(accelerator.device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     views = _views(model, config)
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    train_loader, eval_loader = build_loaders(config, data, data_config, views, rank, world_size)
-    task = build_task(config, model, data.num_classes, len(train_loader))
+    if config.member_parallel:
+        views = None  # a process makes the view of its own part alone
+    train_loader, eval_loader = build_loaders(config, data, data_config, views, parallel.share, parallel.shares)
+    task = build_task(config, model, data.num_classes, len(train_loader), **parallel.task_settings)
     optimizer = build_optimizer(config, model)
     updates = -(-len(train_loader) // config.grad_accum_steps)
     schedule, epochs = build_schedule(config, optimizer, updates)
     about: dict[str, Any] = {
-        "model": {"name": config.model, "parameters": sum(p.numel() for p in model.parameters())},
+        "model": {"name": config.model, "parameters": parallel.parts * sum(p.numel() for p in model.parameters())},
         "data": {
             "train_images": len(data.train),  # type: ignore[arg-type]
             "validation_images": len(data.validation),  # type: ignore[arg-type]
             "classes": data.num_classes,
         },
         "steps_per_epoch": len(train_loader),
-        "global_batch_size": config.batch_size * world_size * config.grad_accum_steps,
+        "global_batch_size": config.batch_size * parallel.shares * config.grad_accum_steps,
     }
     if accelerator.is_main_process:
         cost = predict_cost(config, num_classes=data.num_classes, steps_per_epoch=len(train_loader), epochs=epochs)
         about["predicted_cost"] = str(cost)
     loaders, mixup = (train_loader, eval_loader), build_mixup(config, data.num_classes)
-    trainer = Trainer(config, accelerator, task, optimizer, schedule, epochs, *loaders, about, mixup=mixup)
+    extra: dict[str, Any] = {"mixup": mixup, "parallel": parallel}
+    trainer = Trainer(config, accelerator, task, optimizer, schedule, epochs, *loaders, about, **extra)
     results = trainer.run()
     if accelerator.is_main_process:
         save_pretrained(
@@ -121,6 +129,9 @@ def _published_model(config: Config, trainer: Trainer) -> nn.Module:
     """The model with the weights to publish: last or best epoch, averaged ones where there are."""
     key = "state_dict_ema" if config.model_ema else "state_dict"
     model = unwrap_model(trainer.task.get_trainable_module())
+    if config.member_parallel:  # here is one part of it
+        fresh = dataclasses.replace(config, pretrained=False, initial_checkpoint=None)
+        model = build_model(fresh, model.num_classes)
     model.load_state_dict(read_checkpoint(config.folder / "checkpoints" / f"{config.export}.pt")[key])
     return model
 

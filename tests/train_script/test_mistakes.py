@@ -50,6 +50,19 @@ MISTAKES = {
     "views for mixmo": (["--views", "2"], "views"),
     "views of no part": ([*COTRAINING, "--views", "3"], "views"),
     "no views": ([*COTRAINING, "--views", "0"], "views must be .* 1, got 0"),
+    "a part of no splitnet": (
+        ["--task", "cotraining", "--mix", "weight=1", "--member-parallel"],
+        r"member_parallel puts a part of a splitnet_\* model on each process, got mixmo",
+    ),
+    "parts on one process": (
+        [*COTRAINING, "--member-parallel"],
+        "cannot train member-parallel: .* 2 parts need a multiple of 2 processes, got 1: start 2",
+    ),
+    "parts of another task": (["--member-parallel"], "member_parallel is for task cotraining, got task mixmo; drop it"),
+    "parts in float16": (
+        [*COTRAINING, "--member-parallel", "--amp", "--amp-dtype", "float16"],
+        "member_parallel needs amp_dtype bfloat16, got float16",
+    ),
     "optimizer": (["--opt", "sdg"], "cannot create optimizer 'sdg'"),
     "schedule": (["--sched", "cosin"], "cannot create schedule 'cosin'"),
     "schedule without length": (["--sched", "step", "--decay-epochs", "0"], "decay_epochs"),

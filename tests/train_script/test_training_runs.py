@@ -163,6 +163,12 @@ def test_the_published_schedule_warms_up_for_an_epoch_and_drops_at_the_start_of_
         ("cifar10/cut_mixmo_cutmix_m2_b4.yaml", TASKS["mixmo"][:-2]),
         ("tiny_imagenet/linear_mixmo_w1_m2_b4.yaml", TASKS["mixmo"][:-2]),
         ("imagenet/cut_mixmo_resnet50_m2.yaml", [*TASKS["mixmo"][:-2], "--aug", "imagenet", "--warmup-epochs", "0"]),
+        ("cifar10/splitnet_wide_resnet28_10_s4.yaml", [*TASKS["cotraining"], "--warmup-epochs", "0"]),
+        ("cifar100/splitnet_wide_resnet28_10_s1.yaml", [*TASKS["classification"], "--warmup-epochs", "0"]),
+        (
+            "imagenet/splitnet_wide_resnet50_3e_s2.yaml",
+            [*TASKS["cotraining"], "--aug", "imagenet", "--warmup-epochs", "0"],
+        ),
     ],
 )
 def test_a_published_recipe_runs_on_folders_of_images(recipe, flags, run):

@@ -5,9 +5,11 @@ import math
 import pytest
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+import timm_mix
 from trainkit.config import Config
-from trainkit.cost import Cost, predict_cost, steps_per_epoch
+from trainkit.cost import Cost, _count_flops, predict_cost, steps_per_epoch
 from trainkit.sampler import EpochBatchSampler
 
 SMALL = {"backbone": "wrn16_2", "depth": 10, "widen_factor": 1}
@@ -52,6 +54,29 @@ def test_members_cost_their_encoders_and_heads(members):
 def test_copies_and_members_multiply():
     one, four = relative("mixmo", members=2, **SMALL), relative("mixmo", 4, members=2, **SMALL)
     assert four == 4 * one > 4
+
+
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "mobilenetv3_small_100", "test_vit"])
+def test_a_network_costs_three_forward_passes_but_for_the_gradient_of_the_image(name):
+    """In groups, too: there torch's own formula counts the gradient of the weight too high."""
+    model, image = timm.create_model(name, device="meta"), torch.empty(1, 3, 64, 64, device="meta")
+    image = image if name != "test_vit" else torch.empty(1, 3, 160, 160, device="meta")
+    forward = {}
+    for layer in (None, model.pretrained_cfg["first_conv"]):
+        with FlopCounterMode(display=False) as counter:
+            model(image) if layer is None else model.get_submodule(layer)(image)
+        forward[layer is None] = counter.get_total_flops()
+    assert _count_flops(model, image) == 3 * forward[True] - forward[False]
+
+
+def test_parts_cost_what_they_cost_one_by_one():
+    forward = {}
+    for name, kwargs in (("whole", {}), ("part", timm_mix.divide("resnext50_32x4d", 2))):
+        with FlopCounterMode(display=False) as counter:
+            timm.create_model("resnext50_32x4d", device="meta", **kwargs)(torch.empty(1, 3, 224, 224, device="meta"))
+        forward[name] = counter.get_total_flops()
+    found = relative("splitnet", backbone="resnext50_32x4d", split=2, num_classes=1000)
+    assert found == pytest.approx(2 * forward["part"] / forward["whole"], rel=0.02)
 
 
 def test_whole_networks_side_by_side_cost_their_number():

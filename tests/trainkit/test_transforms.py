@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -170,6 +171,40 @@ def test_style_imagenet_hands_timm_its_options(image):
     assert (erased == 0).any()
 
 
+@pytest.mark.parametrize("size", [(29, 31), (41, 37)])
+def test_style_imagenet_erases_boxes_of_the_asked_area_and_ratio(size):
+    """Published for SplitNet on ImageNet: 5 to 12 % of the image, twice as wide as high to 1.5 times as high."""
+    height, width = size
+    config = {**CONFIG, "input_size": (3, *size)}
+    white = Image.new("RGB", (width, height), (255, 255, 255))
+    erase = create_transform(
+        *("imagenet", config),
+        **{"training": True, "color_jitter": 0.0, "re_prob": 1.0, "re_scale": (0.05, 0.12), "re_ratio": (0.5, 1.5)},
+    )
+    areas, ratios = [], []
+    for _ in range(200):
+        erased = (erase(white) == 0).all(0)  # zeros after normalising: no pixel of the white image is
+        rows, columns = int(erased.any(1).sum()), int(erased.any(0).sum())
+        assert int(erased.sum()) == rows * columns > 0
+        areas.append(rows * columns / (height * width))
+        ratios.append(rows / columns)
+    assert 0.04 < min(areas) < 0.06 < 0.11 < max(areas) < 0.135
+    assert 0.4 < min(ratios) < 0.6 < 1.35 < max(ratios) < 1.7
+
+
+def test_style_imagenet_without_boxes_erases_as_timm_does():
+    made, timms = (
+        create_transform("imagenet", CONFIG, training=True, re_prob=0.5).transforms[-1],
+        timm.data.create_transform(CONFIG["input_size"], is_training=True, re_prob=0.5).transforms[-1],
+    )
+    assert vars(made) == vars(timms)
+
+
+def test_evaluation_of_style_imagenet_erases_nothing(image):
+    view = create_transform("imagenet", CONFIG, training=False, re_prob=1.0, re_scale=(0.5, 0.6))(image)
+    torch.testing.assert_close(view, normalised(image))
+
+
 def test_aa_is_timms_auto_augment():
     made = create_transform("imagenet", CONFIG, training=True, aa="rand-m9-mstd0.5")
     assert "RandAugment" in repr(made)
@@ -190,8 +225,14 @@ def test_color_jitter_may_be_switched_off():
         ("small", {"flip": 0.5}, "'small' has no option flip .* no style has it"),
         ("imagenet", {"aa": "v0", "auto_augment": "v0"}, "aa and auto_augment are one setting"),
         ("imagenet", {"aa": "foo"}, "does not take .*auto_augment='foo'.*correct that setting"),
+        (
+            "imagenet",
+            {"re_prob": 0.5, "re_ratio": (0.0, 1.0)},
+            r"'imagenet' does not take .*re_ratio=\(0.0, 1.0\): .*correct that setting",
+        ),
         ("imagenet", {"train_crop_mode": "foo"}, "does not take .*train_crop_mode='foo'"),
         ("small", {"re_prob": 3.0}, "'small' does not take .*re_prob=3.0: .*correct that setting"),
+        ("none", {"re_scale": (0.1, 0.2)}, r"'none' has no option re_scale .* it belongs to small and imagenet"),
         ("small", {"aa": "rand-m9"}, "auto_augment must be one of cifar10, got 'rand-m9'"),
     ],
 )

@@ -4,7 +4,8 @@ The parts are independent timm models; their predictions are joined to one. Trai
 each part sees its own view of an image.
 """
 
-from typing import Any, Dict, List, Optional, Tuple, Union
+from functools import partial
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
@@ -12,6 +13,7 @@ from timm.models._input import update_model_args
 from torch import nn
 
 from timm_mix.models._backbone import backbone_cfg, build_backbone, check_count, features_cfg
+from timm_mix.models._concurrent import concurrent_parts
 from timm_mix.models._divide_cifar import ARCHS as CIFAR_ARCHS
 from timm_mix.models._divide_imagenet import NAMES as IMAGENET_ARCHS
 from timm_mix.models._entrypoints import register_table
@@ -23,6 +25,7 @@ from timm_mix.models._members import (
     select_member,
     split_channels,
 )
+from timm_mix.models._one_part import build_parts
 from timm_mix.models.divide import divide as divided_kwargs
 
 __all__ = ["SplitNet"]
@@ -36,6 +39,9 @@ class SplitNet(nn.Module):
         split: S, the number of parts.
         ensemble: mean of the `logits`, of the `softmax`, or the `max`.
         divide: False makes S whole networks, a deep ensemble.
+        only_part: hold this part alone, under its name in the whole and with the weights that it has there; it counts
+            as an ensemble of one, loads its share of a whole state dict and has forward() only. Other processes hold
+            the other parts (member-parallel training).
         backbone_kwargs: everything else goes to each part (drop_rate, drop_path_rate, global_pool, ...).
     Shapes:
         model(x): [B, C, H, W] -> [B, K], the ensemble, in training and evaluation alike.
@@ -54,6 +60,7 @@ class SplitNet(nn.Module):
         in_chans: int = 3,
         ensemble: str = "logits",
         divide: bool = True,
+        only_part: Optional[int] = None,
         **backbone_kwargs: Any,
     ):
         super().__init__()
@@ -61,16 +68,21 @@ class SplitNet(nn.Module):
         part = {"num_classes": num_classes, "in_chans": in_chans}
         part |= {**_part_kwargs(backbone, split, divide), **backbone_kwargs}
         name = part.pop("model_name", backbone)  # a division may be told by another model's name
-        self.subnets = nn.ModuleList(build_backbone(name, **part) for _ in range(split))
+        self.subnets = nn.ModuleList(build_parts(partial(build_backbone, name, **part), split, only_part))
+        self.only_part = only_part
         self.backbone = backbone
         self.num_members = split
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.channels_last = getattr(self.subnets[0], "output_fmt", "NCHW") == "NHWC"  # of feature maps, not of memory
+        self._concurrent: Any = None  # set by parallelize
+        self.channels_last = getattr(self._own_part(), "output_fmt", "NCHW") == "NHWC"  # of feature maps, not of memory
         self._follow_parts()
 
+    def _own_part(self) -> nn.Module:
+        return self.subnets[self.only_part or 0]
+
     def _follow_parts(self) -> None:
-        first = self.subnets[0]
+        first = self._own_part()
         self.num_classes = first.num_classes
         self.num_features: int = self.num_members * first.num_features
         self.head_hidden_size: int = self.num_members * getattr(first, "head_hidden_size", first.num_features)
@@ -80,11 +92,42 @@ class SplitNet(nn.Module):
         ]
         if hasattr(first, "output_fmt"):
             self.output_fmt = first.output_fmt
+        if self._concurrent is not None:
+            self._concurrent.forget()
+
+    @torch.jit.ignore
+    def parallelize(
+        self, devices: Optional[Sequence[Any]] = None, *, graph: bool = False, enable: bool = True
+    ) -> "SplitNet":
+        """In evaluation, run the parts at the same time; in training they go on one after the other.
+
+        On the CPU every part has a thread with its share of torch.get_num_threads() cores, on a GPU a stream. Outputs
+        equal those of the sequential model to rounding and lie on the first device. The state_dict is what it was;
+        copies and pickles are parallel as well. A model in parallel that is traced or compiled runs sequentially.
+
+        Args:
+            devices: one per part, in turn if there are fewer; the same one may appear twice. None: where the parts lie.
+            graph: with all parts on one GPU and without gradients, capture the launches once per kind of input
+                (CUDA graph) and replay them: for small batches, where launching takes longer than computing. Elsewhere
+                it changes nothing.
+            enable: False undoes it and gathers the parts on the first part's device.
+        Raises:
+            ValueError: no devices, a GPU that is not there, settings with enable=False, a part without weights.
+        """
+        self._concurrent = concurrent_parts(self.subnets, devices, graph, enable)
+        return self
+
+    @torch.jit.ignore
+    def _each(self, method: str, inputs: List[Any], **kwargs: Any) -> List[Any]:
+        """[part.method(x, **kwargs) for each part and its x]"""
+        if self._concurrent is not None:
+            return self._concurrent(self.subnets, method, inputs, **kwargs)
+        return [getattr(part, method)(inputs[i], **kwargs) for i, part in enumerate(self.subnets)]
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
         """timm's parameter groups, alike for all parts."""
-        return prefix_matcher(self.subnets[0].group_matcher(coarse=coarse), r"subnets\.\d+")
+        return prefix_matcher(self._own_part().group_matcher(coarse=coarse), r"subnets\.\d+")
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set:
@@ -116,10 +159,8 @@ class SplitNet(nn.Module):
         self, x: torch.Tensor, **kwargs: Any
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
         """The parts' intermediate features, side by side on the channel axis; keyword arguments as in timm."""
-        parts = [
-            subnet.forward_intermediates(select_member(x, i, self.num_members), **kwargs)
-            for i, subnet in enumerate(self.subnets)
-        ]
+        images = [select_member(x, i, self.num_members) for i in range(self.num_members)]
+        parts = self._each("forward_intermediates", images, **kwargs)
         nchw = kwargs.get("output_fmt", "NCHW") == "NCHW"
         if kwargs.get("intermediates_only"):
             return [_side_by_side(levels, nchw) for levels in zip(*parts, strict=True)]
@@ -133,27 +174,33 @@ class SplitNet(nn.Module):
         return kept[0]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        features: List[torch.Tensor] = []
-        for i, subnet in enumerate(self.subnets):
-            features.append(subnet.forward_features(select_member(x, i, self.num_members)))
-        return concat_channels(features, self.channels_last)
+        images = [select_member(x, i, self.num_members) for i in range(self.num_members)]
+        return concat_channels(self._each("forward_features", images), self.channels_last)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False, return_members: bool = False) -> torch.Tensor:
         parts = split_channels(x, self.num_members, self.channels_last)
-        outputs: List[torch.Tensor] = []
-        for i, subnet in enumerate(self.subnets):
-            outputs.append(subnet.forward_head(parts[i], pre_logits=pre_logits))
+        outputs = self._each("forward_head", parts, pre_logits=pre_logits)
         if pre_logits or self.num_classes == 0:
             return torch.cat(outputs, dim=1)
         return member_output(outputs, return_members, self.ensemble)
 
     def forward(self, x: torch.Tensor, return_members: bool = False) -> torch.Tensor:
+        if self.only_part is not None:  # for TorchScript a constant: it drops this branch
+            return self._forward_one(x, return_members)
         outputs: List[torch.Tensor] = []
-        for i, subnet in enumerate(self.subnets):
-            outputs.append(subnet(select_member(x, i, self.num_members)))
+        if torch.jit.is_scripting():
+            for i, subnet in enumerate(self.subnets):
+                outputs.append(subnet(select_member(x, i, self.num_members)))
+        else:
+            outputs = self._each("__call__", [select_member(x, i, self.num_members) for i in range(self.num_members)])
         if self.num_classes == 0:
             return torch.cat(outputs, dim=1)
         return member_output(outputs, return_members, self.ensemble)
+
+    def _forward_one(self, x: torch.Tensor, return_members: bool) -> torch.Tensor:
+        """The part that is held, as an ensemble of one: [B, K] or [B, 1, K]."""
+        logits = self._own_part()(select_member(x, self.only_part or 0, self.num_members))
+        return logits[:, None] if return_members and self.num_classes else logits
 
 
 def _part_kwargs(backbone: str, split: int, divide: bool) -> Dict[str, Any]:

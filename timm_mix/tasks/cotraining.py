@@ -8,28 +8,35 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_mix.functional.splitnet import cotraining_weight, jensen_shannon
+from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets
+from timm_mix.functional.splitnet import DIVERGENCES, cotraining_weight, plan_shared_mixup
 from timm_mix.models._members import reduce_members
-from timm_mix.tasks._base import MemberTask
+from timm_mix.tasks._base import MemberTask, soft_criterion
+from timm_mix.tasks.member_parallel import check_member_group, gather_members
 
 __all__ = ["CoTrainingTask"]
 
 
 class CoTrainingTask(MemberTask):
-    """Every part learns from the labels, and from the other parts: sum_i CE_i + w JS (paper, eq. 4 and 5).
+    """Every part learns from the labels, and from the other parts: sum_i CE_i + w * divergence (paper, eq. 4 and 5).
 
     Made for SplitNet; any model with members will do.
 
     Args:
-        weight: w of the Jensen-Shannon divergence; 0 trains the parts separately.
+        weight: w of the divergence; 0 trains the parts separately and computes none.
+        divergence: `js` (Jensen-Shannon, as published) or `kl` (each part learns from each of the others).
         warmup_epochs: over which w grows (published: 40 of 300 epochs on CIFAR); needs steps_per_epoch.
+        mixup: alpha of mixup, 0 for none (published: .2). One lam and one pairing per batch hold for all parts, while
+            each part mixes its own views.
+        member_group: the processes that hold one part each (see tasks/member_parallel.py); None: all parts are here.
         kwargs: see MixingTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
     Shapes: task(input, target [B] or [B, K]) with input [B, S, C, H, W], one view per part, or [B, C, H, W], one view
         for all -> dict with
-        loss: scalar.   output: [B, K], the ensemble.   ce: sum of the parts' losses, cot: JS; both detached.
+        loss: scalar.   output: [B, K], the ensemble.   ce: sum of the parts' losses, cot: the divergence (not there
+        with weight 0); both detached.
     Raises:
-        ValueError: weight or warmup_epochs < 0, a warm-up without steps_per_epoch, a model without members, a target
-            of another shape.
+        ValueError: weight, warmup_epochs or mixup < 0, an unknown divergence, a warm-up without steps_per_epoch, a
+            model without members, a target of another shape.
     """
 
     def __init__(
@@ -38,24 +45,57 @@ class CoTrainingTask(MemberTask):
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         weight: float = 0.5,
+        divergence: str = "js",
         warmup_epochs: float = 0.0,
+        mixup: float = 0.0,
+        member_group: Any = None,
         **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        for name, value in (("weight", weight), ("warmup_epochs", warmup_epochs)):
+        if member_group is not None:
+            check_member_group(unwrap_model(model), member_group)
+        self.member_group = member_group
+        self.criterion = soft_criterion(self.criterion)
+        for name, value in (("weight", weight), ("warmup_epochs", warmup_epochs), ("mixup", mixup)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
+        if divergence not in DIVERGENCES:
+            raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
         if warmup_epochs and self.steps_per_epoch is None:
             raise ValueError(f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the number of batches in an epoch")
         self.weight = weight
+        self.divergence = divergence
         self.warmup_epochs = warmup_epochs
+        self.mixup = mixup
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def draw(self, input: Tensor) -> MixPlan | None:
+        """All chance of one step, for a batch like `input`; None without mixup."""
+        return plan_shared_mixup(input.shape[0], self.mixup, rng=self.rng) if self.mixup else None
+
+    def forward(self, input: Tensor, target: Tensor, plan: MixPlan | None = None) -> dict[str, Tensor]:
+        """One step; `plan` fixes its chance (drawn when it is None)."""
         target = self._checked_target(input, target)
+        plan = self.draw(input) if plan is None else plan
+        if plan is not None:
+            input = apply_mix(input.flatten(1, -3), plan).reshape(input.shape)  # the views of a sample as its channels
+            target = mix_targets(target, plan, self.num_classes)
         logits = self.trainable_module(input, return_members=True)
-        ce = torch.stack([self.criterion(part.float(), target) for part in logits.unbind(1)]).sum()
-        cot = jensen_shannon(logits)
-        loss = ce + cotraining_weight(self.epoch, self.weight, self.warmup_epochs) * cot
+        if self.member_group is not None:
+            logits = gather_members(logits, self.member_group)
+        losses = self.losses(logits, target, self.epoch)
         self.step += 1
-        ensemble = unwrap_model(self.trainable_module).ensemble
-        return {"loss": loss, "output": reduce_members(logits, ensemble), "ce": ce.detach(), "cot": cot.detach()}
+        return {**losses, "output": reduce_members(logits, unwrap_model(self.trainable_module).ensemble)}
+
+    def losses(self, logits: Tensor, target: Tensor, epoch: int) -> dict[str, Tensor]:
+        """The loss of members' logits, and its terms for logging.
+
+        Where the logits of some members are constants, the gradient of the others is that of the whole loss.
+
+        Shapes: logits [B, S, K].   target [B] int64 or [B, K].
+        """
+        ce = torch.stack([self.criterion(part.float(), target) for part in logits.unbind(1)]).sum()
+        if not self.weight:
+            return {"loss": ce, "ce": ce.detach()}
+        cot = DIVERGENCES[self.divergence](logits)
+        loss = ce + cotraining_weight(epoch, self.weight, self.warmup_epochs) * cot
+        return {"loss": loss, "ce": ce.detach(), "cot": cot.detach()}

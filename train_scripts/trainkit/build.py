@@ -1,6 +1,8 @@
 """From settings to the parts of a run: data, model, task, optimizer, schedule."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import timm
 import torch
 from timm.data import Mixup, resolve_data_config
 from timm.loss import create_classification_loss
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.optim._optim_factory import optimizer_kwargs
 from timm.scheduler import MultiStepLRScheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
@@ -17,6 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import timm_mix
+from timm_mix.functional.splitnet import divided_weight_decay
+from timm_mix.models.splitnet import SplitNet
 from trainkit.config import Config
 from trainkit.data import check_splits, class_names, create_eval_loader, create_train_loader, open_dataset
 from trainkit.errors import UsageError, user_errors
@@ -65,18 +69,24 @@ def build_data(config: Config) -> Data:
     return Data(train, validation, names if names and len(names) == num_classes else None, num_classes)
 
 
-def build_model(config: Config, num_classes: int) -> nn.Module:
-    """timm.create_model with the settings of the recipe; an error is one line."""
+def build_model(config: Config, num_classes: int | None, **more: Any) -> nn.Module:
+    """timm.create_model with the settings of the recipe, and `more`; an error is one line.
+
+    On the meta device (`device="meta"`) no weights are loaded.
+    """
     kwargs: dict[str, Any] = {
         "num_classes": num_classes,
         "in_chans": config.in_chans,
         "drop_rate": config.drop,
         "drop_path_rate": config.drop_path,
         **config.model_kwargs,
+        **more,
     }
     if config.initial_checkpoint is not None and not Path(config.initial_checkpoint).is_file():
         raise UsageError(f"--initial-checkpoint wants a file of weights, {config.initial_checkpoint} is no file")
     with user_errors(f"create model {config.model!r}"):
+        if more.get("device") == "meta":
+            return timm.create_model(config.model, **kwargs)
         model = timm.create_model(
             config.model, pretrained=config.pretrained, checkpoint_path=config.initial_checkpoint, **kwargs
         )
@@ -123,8 +133,10 @@ def build_loaders(
     return train, create_eval_loader(data.validation, batch_size=batch_size, **shared)
 
 
-def build_task(config: Config, model: nn.Module, num_classes: int, steps_per_epoch: int) -> TrainingTask:
-    """The training task of the recipe, on the model's device."""
+def build_task(
+    config: Config, model: nn.Module, num_classes: int, steps_per_epoch: int, **settings: Any
+) -> TrainingTask:
+    """The training task of the recipe, on the model's device; `settings` are those that no recipe holds."""
     with user_errors(f"create task {config.task!r}"):
         criterion = create_classification_loss(smoothing=config.smoothing, soft_targets=config.mixes_samples)
         if config.task == "classification":
@@ -138,7 +150,7 @@ def build_task(config: Config, model: nn.Module, num_classes: int, steps_per_epo
             num_classes=num_classes,
             seed=config.seed,
             total_steps=config.epochs * steps_per_epoch,
-            **{"steps_per_epoch": steps_per_epoch, "verbose": False, **config.mix},
+            **{"steps_per_epoch": steps_per_epoch, "verbose": False, **settings, **config.mix},
         )
 
 
@@ -158,14 +170,36 @@ def build_mixup(config: Config, num_classes: int) -> Mixup | None:
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimizer and parameter groups, with the weight decay of the parts and the names that it spares."""
+    settings = optimizer_kwargs(config)
+    if config.divide_weight_decay:
+        if not isinstance(model, SplitNet):
+            raise UsageError(f"divide_weight_decay is for a splitnet_* model, got {config.model}; drop it")
+        settings["weight_decay"] = divided_weight_decay(config.weight_decay, model.num_members)
+    if config.no_decay is not None:
+        settings["param_group_fn"] = _groups_by_name(config, settings["weight_decay"])
     with user_errors(f"create optimizer {config.opt!r}"):
-        return create_optimizer_v2(model, **optimizer_kwargs(config))
+        return create_optimizer_v2(model, **settings)
+
+
+def _groups_by_name(config: Config, weight_decay: float) -> Callable[[nn.Module], list[dict[str, Any]]]:
+    """timm's parameter groups, where a name decides about the decay and not the number of dimensions."""
+    settings: dict[str, Any] = {
+        "weight_decay": weight_decay,
+        "no_weight_decay_list": tuple(f"*{word}*" for word in config.no_decay or ()),
+        "weight_decay_exclude_1d": False,
+    }
+    if config.layer_decay is not None:
+        return partial(param_groups_layer_decay, layer_decay=config.layer_decay, **settings)
+    return partial(param_groups_weight_decay, **settings)
 
 
 def build_schedule(config: Config, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Any, int]:
     """timm's scheduler and the number of epochs with its cool-down; the recipe's epochs where there is none."""
     with user_errors(f"create schedule {config.sched!r}"):
         settings = scheduler_kwargs(config)
+        if config.sched_after_warmup:  # timm counts such epochs on top of the warm-up
+            settings |= {"num_epochs": config.epochs - config.warmup_epochs, "warmup_prefix": True}
         schedule, epochs = create_scheduler_v2(optimizer, updates_per_epoch=updates_per_epoch, **settings)
     if isinstance(schedule, MultiStepLRScheduler) and config.sched_on_updates:
         # timm lets milestone m act at index m - 1, here the last update of an epoch: wait for the next epoch's first

@@ -1,5 +1,6 @@
 """Training checkpoints: one file with everything that the next epoch needs, readable with weights_only=True."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,14 @@ def save_checkpoint(
     history: list[dict[str, Any]],
     config: dict[str, Any],
     main: bool,
+    whole: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> None:
-    """Save after `epoch` (counted from 0). All processes call this, the main one writes."""
+    """Save after `epoch` (counted from 0). All processes call this, the main one writes.
+
+    `whole` makes the run's content, on the main process, from what each process has; None: the main one has it all.
+    """
     task_states = gather_object([task.get_task_state()])
-    if not main:
+    if not main and whole is None:
         return
     content = {
         "version": VERSION,
@@ -46,7 +51,10 @@ def save_checkpoint(
     }
     if task.has_ema():
         content["state_dict_ema"] = task.get_checkpoint_state(ema=True)["state_dict_ema"]
-    write_whole(path, lambda stream: torch.save(content, stream))
+    if whole is not None:
+        content = whole(content)
+    if main:
+        write_whole(path, lambda stream: torch.save(content, stream))
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path | None:

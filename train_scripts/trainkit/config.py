@@ -50,8 +50,10 @@ class Config:
     num_classes: int | None = field(default=None, metadata={"help": "default: what the data set says"})
     in_chans: int | None = None
     img_size: int | None = None
-    drop: float | None = None
-    drop_path: float | None = None
+    drop: float | None = field(
+        default=None, metadata={"help": "dropout; each part of a splitnet gets it as it is (default: the model's own)"}
+    )
+    drop_path: float | None = field(default=None, metadata={"help": "stochastic depth; likewise"})
     grad_checkpointing: bool = False
     channels_last: bool = False
     torchcompile: bool = False
@@ -75,8 +77,8 @@ class Config:
     reprob: float | None = None
     remode: str | None = None
     recount: int | None = None
-    rescale: Floats | None = field(default=None, metadata={"help": "area range of random erasing (aug=small)"})
-    reratio: Floats | None = field(default=None, metadata={"help": "aspect range of random erasing (aug=small)"})
+    rescale: Floats | None = field(default=None, metadata={"help": "area range of random erasing"})
+    reratio: Floats | None = field(default=None, metadata={"help": "aspect range of random erasing"})
     views: int | None = field(default=None, metadata={"help": "views per image; default: one per part for cotraining"})
     mixup: float = field(default=0.0, metadata={"help": "alpha of timm's mixup, 0 for none; task classification only"})
     cutmix: float = field(
@@ -96,6 +98,13 @@ class Config:
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = field(default=5e-4, metadata={"help": "timm's: biases and norm layers are spared"})
+    divide_weight_decay: bool = field(
+        default=False, metadata={"help": "multiply weight_decay by exp(1 / S - 1), S the number of parts (splitnet)"}
+    )
+    no_decay: tuple[str, ...] | None = field(
+        default=None,
+        metadata={"help": "spare only parameters whose name holds one of these words; default: timm's rule"},
+    )
     l2_penalty: float = field(
         default=0.0,
         metadata={"help": "adds l2 * sum of squares of ALL parameters to the loss (gradient 2 * l2 * W), not reported"},
@@ -109,6 +118,10 @@ class Config:
     sched_on_updates: bool = False
     warmup_epochs: int = 0
     warmup_lr: float = 1e-5
+    sched_after_warmup: bool = field(
+        default=False,
+        metadata={"help": "start the schedule where the warm-up ends; default: at epoch 0, under the warm-up (timm's)"},
+    )
     min_lr: float = 0.0
     decay_epochs: float = 30
     decay_milestones: tuple[int, ...] = field(
@@ -124,6 +137,10 @@ class Config:
     model_ema_decay: float = 0.9998
     model_ema_warmup: bool = False
     # run
+    member_parallel: bool = field(
+        default=False,
+        metadata={"help": "cotraining with one part of the splitnet per process; batch_size is then per S processes"},
+    )
     cpu: bool = field(default=False, metadata={"help": "stay on the CPU even where there is a GPU"})
     seed: int = 42
     output: str = "output"
@@ -150,6 +167,10 @@ class Config:
         for name in ("mixup_prob", "mixup_switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.sched_after_warmup and not self.warmup_epochs < self.epochs:
+            raise UsageError(
+                f"sched_after_warmup needs epochs after the warm-up, got {self.epochs} epochs with {self.warmup_epochs}"
+            )
         if not self.decay_epochs > 0:
             raise UsageError(f"decay_epochs must be > 0, got {self.decay_epochs}")
         if self.std is not None and not all(value > 0 for value in self.std):
@@ -170,6 +191,7 @@ class Config:
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         self._check_mixup()
+        self._check_member_parallel()
 
     def _check_mixup(self) -> None:
         """timm's mixup pairs image i with image B - 1 - i, and belongs to a network with one input."""
@@ -182,6 +204,14 @@ class Config:
             )
         if self.batch_size % 2:
             raise UsageError(f"mixup and cutmix need an even batch_size, got {self.batch_size}; take one more or less")
+
+    def _check_member_parallel(self) -> None:
+        if self.member_parallel and self.task != "cotraining":
+            raise UsageError(f"member_parallel is for task cotraining, got task {self.task}; drop it")
+        if self.member_parallel and self.amp and self.amp_dtype == "float16":
+            raise UsageError(
+                "member_parallel needs amp_dtype bfloat16, got float16, whose loss scale would differ between parts"
+            )
 
     @property
     def mixes_samples(self) -> bool:

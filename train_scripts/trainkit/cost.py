@@ -9,6 +9,7 @@ convolutions, matrix products and attention, but no elementwise work, and the ti
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_mix.models.splitnet import SplitNet
 from trainkit.build import data_config_of
 from trainkit.config import Config
 
@@ -74,8 +76,10 @@ def _step_ratio(config: Config, num_classes: int) -> tuple[str, float]:
         return config.model, 1.0  # a plain network
     kwargs = {key: value for key, value in config.model_kwargs.items() if key not in _OF_THE_WRAPPER}
     size = tuple(data_config_of(config, model)["input_size"])
-    image = torch.empty(2, *size, device="meta")  # two: BatchNorm refuses one value per channel
+    image = torch.empty(1, *size, device="meta")
     plain = _count_flops(_on_meta(name, **shared, **kwargs), image)
+    if isinstance(model, SplitNet):  # its parts are alike
+        return name, model.num_members * _count_flops(model.subnets[0], image) / plain
     members = image[:, None].expand(-1, model.num_members, -1, -1, -1)
     inputs = {"masks": _masks(model, size)} if hasattr(model, "stem_shape") else {}
     return name, _count_flops(model, members, return_members=True, **inputs) / plain
@@ -92,6 +96,23 @@ def _masks(model: Any, size: tuple[int, ...]) -> Tensor:
 
 def _count_flops(model: nn.Module, *inputs: Tensor, **kwargs: Any) -> int:
     """Forward and backward."""
-    with FlopCounterMode(display=False) as counter:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # counts for nothing, takes most of the time on meta
+            module.forward = _nothing  # type: ignore[method-assign, assignment]
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward}) as counter:
         model(*inputs, **kwargs).sum().backward()
     return counter.get_total_flops()
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x
+
+
+def _backward(grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """The gradients of input and weight cost as much as the forward pass, each.
+
+    torch's own formula forgets that the weight of a grouped convolution meets only its group's channels.
+    """
+    transposed, wanted = args[4], args[7]
+    places = (x if transposed else grad)[2:]
+    return 2 * grad[0] * math.prod(places) * math.prod(weight) * sum(wanted[:2])

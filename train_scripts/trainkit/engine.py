@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from timm.data import Mixup
 from timm.task import TrainingTask
-from timm.utils import dispatch_clip_grad, distribute_bn, unwrap_model
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -22,6 +22,8 @@ from trainkit.checkpoint import find_checkpoint, load_checkpoint, read_checkpoin
 from trainkit.config import Config
 from trainkit.data import start_epoch
 from trainkit.errors import UsageError
+from trainkit.member_parallel import MemberParallel
+from trainkit.parallel import DataParallel
 from trainkit.results import describe_machine, score, write_results
 
 __all__ = ["Trainer"]
@@ -31,6 +33,7 @@ class Trainer:
     """Holds the parts of a run and runs it; every part is built by `trainkit.build`.
 
     `mixup` mixes the images and labels of every training batch before the task sees them (mixup, CutMix of baselines).
+    `parallel` is how the processes share the work; by default each has the whole model.
     The recipe's `l2_penalty` is added to the gradients, not to the loss: what is reported stays free of it.
     """
 
@@ -46,8 +49,10 @@ class Trainer:
         eval_loader: DataLoader,
         about: dict[str, Any],
         mixup: Mixup | None = None,
+        parallel: DataParallel | MemberParallel | None = None,
     ):
         self.config, self.accelerator, self.task = config, accelerator, task
+        self.parallel = DataParallel(accelerator) if parallel is None else parallel
         self.schedule, self.epochs, self.mixup = schedule, epochs, mixup
         self.train_loader, self.eval_loader, self.about = train_loader, eval_loader, about
         self.model = unwrap_model(task.get_trainable_module())
@@ -56,7 +61,7 @@ class Trainer:
             task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
         if config.torchcompile:
             task.compile()
-        task.trainable_module = accelerator.prepare(task.get_trainable_module())
+        task.trainable_module = self.parallel.prepare(task.get_trainable_module())
         self.optimizer = accelerator.prepare(optimizer)
         self.machine = describe_machine(accelerator.device, accelerator.num_processes)
         self.history: list[dict[str, Any]] = []
@@ -91,8 +96,8 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training loader; the mean of every scalar that the task reports."""
         config, loader = self.config, self.train_loader
-        start_epoch(loader, epoch, config.seed, self.accelerator.process_index)
-        _seed_everything(config.seed, epoch, self.accelerator.process_index)
+        start_epoch(loader, epoch, config.seed, self.parallel.seed_rank)
+        _seed_everything(config.seed, epoch, self.parallel.seed_rank)
         self.task.get_trainable_module().train()
         sums: dict[str, Tensor] = {}
         group: list[tuple[Tensor, Tensor]] = []
@@ -125,8 +130,7 @@ class Trainer:
         if self.config.l2_penalty:
             _add_l2_gradient(self.task.get_trainable_module(), self.config.l2_penalty)
         if self.config.clip_grad is not None:
-            parameters = self.task.get_clip_parameters(exclude_head=self.config.clip_mode == "agc")
-            dispatch_clip_grad(parameters, self.config.clip_grad, mode=self.config.clip_mode)
+            self.parallel.clip(self.task, self.config)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.task.update_ema(step=update + 1)
@@ -148,12 +152,11 @@ class Trainer:
 
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Scores over all processes, each of which holds its own share of the samples exactly once."""
-        if self.accelerator.num_processes > 1:  # every process gathered its own BatchNorm statistics
-            distribute_bn(model, self.accelerator.num_processes, reduce=True)
+        self.parallel.average_batchnorm(model)
         bar = tqdm(self.eval_loader, desc="evaluate", leave=False, disable=self._quiet(), unit="batch")
         with self.accelerator.autocast():
-            metrics = evaluate_members(model, bar, self.accelerator.device)
-        metrics.reduce(lambda sums: self.accelerator.reduce(sums, reduction="sum"))
+            metrics = evaluate_members(self.parallel.evaluable(model), bar, self.accelerator.device)
+        metrics.reduce(self.parallel.sum_scores)
         return {name: dataclasses.asdict(scores) for name, scores in metrics.compute().items()}
 
     def _sum(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -177,6 +180,7 @@ class Trainer:
                 history=self.history,
                 config=dataclasses.asdict(self.config),
                 main=self.accelerator.is_main_process,
+                whole=self.parallel.whole,
             )
         if not self.accelerator.is_main_process:
             return {}
@@ -191,12 +195,12 @@ class Trainer:
         content = read_checkpoint(path)
         self._check_resume(path, content["config"])
         first, self.history = load_checkpoint(
-            content,
+            self.parallel.own(content),
             task=self.task,
             optimizer=self.optimizer,
             schedule=self.schedule,
             scaler=self.accelerator.scaler,
-            rank=self.accelerator.process_index,
+            rank=self.parallel.share,
         )
         return first
 

@@ -4,12 +4,14 @@ All chance is drawn from the global generators of `random`, numpy and torch, as 
 `trainkit.data.start_epoch` seeds them.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm.data
 import torch
 from PIL import Image
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
 from torchvision.transforms import v2
 
@@ -25,8 +27,8 @@ STYLES = {
     },
     "imagenet": {
         "scale", "ratio", "train_crop_mode", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob",
-        "gaussian_blur_prob", "auto_augment", "re_prob", "re_mode", "re_count", "crop_pct", "crop_mode",
-        "crop_border_pixels", "interpolation",
+        "gaussian_blur_prob", "auto_augment", "re_prob", "re_mode", "re_count", "re_scale", "re_ratio",
+        "crop_pct", "crop_mode", "crop_border_pixels", "interpolation",
     },
     "none": {"interpolation"},
 }  # fmt: skip
@@ -102,7 +104,8 @@ def create_transform(
             crop_pct, crop_mode (the last two are read by "imagenet" only).
         training: False gives the evaluation transform of the style.
         **options: the settings of the style under the names of `small_image_transform` or `timm.data.create_transform`;
-            `aa` is short for `auto_augment`. None stands for the default. They take precedence over `data_config`.
+            `aa` is short for `auto_augment`, and "imagenet" takes `re_scale` and `re_ratio`, too. None stands for the
+            default. They take precedence over `data_config`.
     Raises:
         UsageError: unknown style, an option other than None that the style does not have, or a value that it rejects.
     """
@@ -114,7 +117,11 @@ def create_transform(
     try:
         if style != "imagenet":
             return small_image_transform(size[-2:], mean, std, training=training and style == "small", **base)
-        return timm.data.create_transform(input_size=size, is_training=training, mean=mean, std=std, **{**crop, **base})
+        erase = {name: tuple(base[name]) for name in ("re_scale", "re_ratio") if name in base}
+        timms = {**crop, **{name: value for name, value in base.items() if name not in erase}}
+        made = timm.data.create_transform(input_size=size, is_training=training, mean=mean, std=std, **timms)
+        _set_erased_boxes(made.transforms, **erase)
+        return made
     except UsageError:
         raise
     except (AssertionError, KeyError, TypeError, ValueError) as error:
@@ -123,6 +130,17 @@ def create_transform(
         raise UsageError(
             f"the transform style {style!r} does not take {settings}: {reason}; correct that setting"
         ) from error
+
+
+def _set_erased_boxes(
+    steps: Sequence[Callable], re_scale: tuple[float, ...] | None = None, re_ratio: tuple[float, ...] | None = None
+) -> None:
+    """Give timm's random erasing, where it is among the steps, the areas and aspect ratios that its factory fixes."""
+    for erasing in (step for step in steps if isinstance(step, RandomErasing)):
+        if re_scale is not None:
+            erasing.min_area, erasing.max_area = re_scale
+        if re_ratio is not None:
+            erasing.log_aspect_ratio = (math.log(re_ratio[0]), math.log(re_ratio[1]))
 
 
 class MultiView:
