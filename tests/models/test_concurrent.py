@@ -17,7 +17,7 @@ FAMILIES = {
     "resnet50, 4 parts": ("splitnet_resnet50_s4", {}, 32),
     "seresnet50": ("splitnet_seresnet50_s2", {}, 32),
     "resnext50": ("splitnet_resnext50_32x4d_s2", {}, 32),
-    "wrn28_10": ("splitnet_wrn28_10_s4", {}, 16),
+    "wrn28_10": ("splitnet_wrn28_10_s8", {}, 16),
     "convnext": ("splitnet", {"backbone": "convnext_atto", "divide": False}, 32),
     "vit": ("splitnet", {"backbone": "vit_tiny_patch16_224", "divide": False, "depth": 2, "img_size": 32}, 32),
 }

@@ -9,9 +9,10 @@ The paper (arXiv:2011.14660) runs the parts on one device one after the other. T
 What was tried on two cores in float32, and lost (train_scripts/benchmark.py --cases concurrent): grouped convolutions
 and vmap over stacked weights. They compute the parts in the same operators, every one of which still waits for all
 cores, so that on a busy machine (splitnet_wrn28_10_s2, batch 1) they took 1.1 and 1.4 times as long as the undivided
-network where threads took 0.13; they also need a copy of the weights. Batch norm folded into the convolutions saves
-5-7 % of a part's time and the copy has to follow the weights: not done. Weights in channels_last save 5-20 %: the
-caller's to choose, as for any model. The GPU paths have tests (`pytest -m gpu`) but no figures yet.
+network where threads took 0.13; they also need a copy of the weights. With both cores free nothing gains much (threads
+0.96 of sequential, about as long as the undivided network): two cores are two cores. Batch norm folded into the
+convolutions saves 5-7 % of a part's time and the copy has to follow the weights: not done. Weights in channels_last
+save 5-20 %: the caller's to choose, as for any model. The GPU paths have tests (`pytest -m gpu`) but no figures yet.
 """
 
 import math
