@@ -128,6 +128,16 @@ _FAMILIES = (  # the first whose signs are there
     _Family(("layer0.bn1.weight",), ((r"^layer0\.(conv1|bn1)\.", r"\1."), *_SQUEEZE, *_SHORTCUT)),
     _Family(("_conv_stem.weight",), _EFFICIENTNET),
     _Family(("mod1.conv_block.conv.weight",), _EFFICIENTNET),
+    _Family(
+        ("stage_1.0.shortcut.bn.weight",),
+        (
+            (r"^stage_\d+\.[1-9]\d*\.shortcut\.", None),  # only the first block of a stage changes the width
+            (r"^stage_(\d+)\.", r"layer\1."),
+            (r"^conv_1\.", "conv1."),
+            (r"^bn_1\.", "bn1."),
+            (r"^fc_out\.", "fc."),
+        ),
+    ),
     _Family(("features.norm_final.weight",), ((r"^features\.norm_final\.", "features.norm5."),)),
 )
 _DEPTHS = (1.0, 1.1, 1.2, 1.4, 1.8, 2.2, 2.6, 3.1)  # of EfficientNet B0 to B7

@@ -58,8 +58,9 @@ def official_model(source: str, arch: str, members: int = 1) -> str:
         ValueError: a source, arch or number of members that was not published; it lists those that were. Or parts
             that have no registered name; it shows the call that makes the model.
     """
-    if source not in _SOURCES:
-        raise ValueError(f"source must be one of {', '.join(sorted(_SOURCES))}, got {source!r}")
+    sources = sorted(_SOURCES)
+    if source not in sources:
+        raise ValueError(f"source must be one of {', '.join(sources)}, got {source!r}")
     networks = _SOURCES[source].networks
     key = str(arch).removesuffix(f"_m{members}")
     if key not in networks:
