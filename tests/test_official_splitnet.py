@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from official_splitnet_nets import ARCHS, checkpoint, part_shapes, random_state
+from official_splitnet_pairs import PAIRS
 from torch import nn
 
 import timm_mix
@@ -57,132 +58,6 @@ def _shapes(state):
 def _quiet(caplog):
     """The line about left-out tensors is asserted in one test, not printed in all."""
     caplog.set_level(logging.WARNING, logger="timm_mix.convert")
-
-
-# arch -> (official key, ours) of one part, written by hand; every row of the table of rules is met
-PAIRS = {
-    "resnet50": (
-        ("layer0.0.weight", "conv1.0.weight"),
-        ("layer0.1.running_mean", "conv1.1.running_mean"),
-        ("layer0.4.running_mean", "conv1.4.running_mean"),
-        ("layer0.6.weight", "conv1.6.weight"),
-        ("layer0.7.running_var", "bn1.running_var"),
-        ("layer1.0.downsample.0.weight", "layer1.0.downsample.1.weight"),
-        ("layer1.0.downsample.1.num_batches_tracked", "layer1.0.downsample.2.num_batches_tracked"),
-        ("layer2.0.downsample.1.weight", "layer2.0.downsample.1.weight"),
-        ("layer4.2.bn3.bias", "layer4.2.bn3.bias"),
-        ("fc.bias", "fc.bias"),
-    ),
-    "se_resnet50": (
-        ("layer0.conv1.weight", "conv1.0.weight"),
-        ("layer0.bn1.weight", "conv1.1.weight"),
-        ("layer0.conv2.weight", "conv1.3.weight"),
-        ("layer0.bn2.bias", "conv1.4.bias"),
-        ("layer0.conv3.weight", "conv1.6.weight"),
-        ("layer0.bn3.running_mean", "bn1.running_mean"),
-        ("layer1.0.downsample.1.running_mean", "layer1.0.downsample.2.running_mean"),
-        ("layer3.5.se_module.fc2.bias", "layer3.5.se.fc2.bias"),
-        ("last_linear.weight", "fc.weight"),
-    ),
-    "senet154": (
-        ("layer0.bn3.bias", "bn1.bias"),
-        ("layer1.0.downsample.0.weight", "layer1.0.downsample.0.weight"),
-        ("layer2.0.downsample.1.bias", "layer2.0.downsample.1.bias"),
-        ("layer3.35.se_module.fc1.weight", "layer3.35.se.fc1.weight"),
-    ),
-    "resnest101": (
-        ("conv1.6.weight", "conv1.6.weight"),
-        ("layer1.0.downsample.1.weight", "layer1.0.downsample.1.weight"),
-        ("layer3.22.conv2.bn0.bias", "layer3.22.conv2.bn0.bias"),
-    ),
-    "resnexst50_4x16d": (
-        ("layer0.conv3.weight", "conv1.6.weight"),
-        ("layer1.0.downsample.0.weight", "layer1.0.downsample.1.weight"),
-        ("layer2.3.conv2.bn1.running_var", "layer2.3.conv2.bn1.running_var"),
-        ("layer2.3.conv2.fc2.bias", "layer2.3.conv2.fc2.bias"),
-    ),
-    "resnet110": (
-        ("layer0.0.weight", "conv1.weight"),
-        ("layer0.1.bias", "bn1.bias"),
-        ("layer1.0.downsample.0.weight", "layer1.0.downsample.1.weight"),
-        ("layer3.0.downsample.2.weight", "layer3.0.downsample.2.weight"),
-        ("layer3.11.bn2.running_mean", "layer3.11.bn2.running_mean"),
-    ),
-    "se_resnet110": (
-        ("layer0.conv1.weight", "conv1.weight"),
-        ("layer0.bn1.running_var", "bn1.running_var"),
-        ("layer1.0.downsample.1.bias", "layer1.0.downsample.2.bias"),
-        ("layer2.7.se_module.fc1.bias", "layer2.7.se.fc1.bias"),
-        ("last_linear.bias", "fc.bias"),
-    ),
-    "wide_resnet16_8": (
-        ("layer0.1.weight", "bn1.weight"),
-        ("layer1.0.downsample.1.weight", "layer1.0.downsample.2.weight"),
-        ("layer3.1.bn2.bias", "layer3.1.bn2.bias"),
-    ),
-    "shake_resnet26_2x96d": (
-        ("conv_1.bias", "conv1.bias"),
-        ("bn_1.weight", "bn1.weight"),
-        ("stage_1.0.shortcut.conv2.weight", "layer1.0.shortcut.conv2.weight"),
-        ("stage_3.0.shortcut.bn.running_var", "layer3.0.shortcut.bn.running_var"),
-        ("stage_2.3.branch1.5.bias", "layer2.3.branch1.5.bias"),
-        ("stage_2.3.branch2.1.weight", "layer2.3.branch2.1.weight"),
-        ("fc_out.weight", "fc.weight"),
-    ),
-    "pyramidnet164": (
-        ("bn1.weight", "bn1.weight"),
-        ("layer2.17.bn4.running_mean", "layer2.17.bn4.running_mean"),
-        ("bn_final.bias", "bn_final.bias"),
-    ),
-    "densenet190": (
-        ("features.denseblock3.denselayer31.norm2.bias", "features.denseblock3.denselayer31.norm2.bias"),
-        ("features.transition2.conv.weight", "features.transition2.conv.weight"),
-        ("features.norm_final.bias", "features.norm5.bias"),
-    ),
-    "efficientnetb0": (
-        ("_conv_stem.weight", "conv_stem.weight"),
-        ("_bn0.bias", "bn1.bias"),
-        ("_blocks.0._depthwise_conv.weight", "blocks.0.0.conv_dw.weight"),
-        ("_blocks.0._bn1.bias", "blocks.0.0.bn1.bias"),
-        ("_blocks.0._se_reduce.bias", "blocks.0.0.se.conv_reduce.bias"),
-        ("_blocks.0._project_conv.weight", "blocks.0.0.conv_pw.weight"),
-        ("_blocks.0._bn2.running_var", "blocks.0.0.bn2.running_var"),
-        ("_blocks.1._expand_conv.weight", "blocks.1.0.conv_pw.weight"),
-        ("_blocks.4._bn0.weight", "blocks.2.1.bn1.weight"),
-        ("_blocks.7._depthwise_conv.weight", "blocks.3.2.conv_dw.weight"),
-        ("_blocks.8._bn1.weight", "blocks.4.0.bn2.weight"),
-        ("_blocks.11._se_expand.weight", "blocks.5.0.se.conv_expand.weight"),
-        ("_blocks.14._project_conv.weight", "blocks.5.3.conv_pwl.weight"),
-        ("_blocks.15._bn2.bias", "blocks.6.0.bn3.bias"),
-        ("_conv_head.weight", "conv_head.weight"),
-        ("_bn1.bias", "bn2.bias"),
-        ("_fc.bias", "classifier.bias"),
-    ),
-    "efficientnetb7": (
-        ("_blocks.3._bn2.bias", "blocks.0.3.bn2.bias"),
-        ("_blocks.4._bn2.bias", "blocks.1.0.bn3.bias"),
-        ("_blocks.50._bn0.bias", "blocks.5.12.bn1.bias"),
-        ("_blocks.54._bn1.bias", "blocks.6.3.bn2.bias"),
-    ),
-    "efficientnetb0@cifar": (
-        ("mod1.conv_block.conv.weight", "conv_stem.weight"),
-        ("mod1.conv_block.norm.bias", "bn1.bias"),
-        ("mod2.block1.depth_wise.conv_block.norm.bias", "blocks.0.0.bn1.bias"),
-        ("mod2.block1.point_wise.conv.weight", "blocks.0.0.conv_pw.weight"),
-        ("mod2.block1.point_wise.norm.bias", "blocks.0.0.bn2.bias"),
-        ("mod3.block2.expansion.conv_block.conv.weight", "blocks.1.1.conv_pw.weight"),
-        ("mod5.block3.expansion.conv_block.norm.bias", "blocks.3.2.bn1.bias"),
-        ("mod6.block1.depth_wise.conv_block.conv.weight", "blocks.4.0.conv_dw.weight"),
-        ("mod6.block1.depth_wise.conv_block.norm.weight", "blocks.4.0.bn2.weight"),
-        ("mod7.block4.se_block.channel_se.linear1.bias", "blocks.5.3.se.conv_reduce.bias"),
-        ("mod7.block4.se_block.channel_se.linear2.weight", "blocks.5.3.se.conv_expand.weight"),
-        ("mod8.block1.point_wise.conv.weight", "blocks.6.0.conv_pwl.weight"),
-        ("mod8.block1.point_wise.norm.bias", "blocks.6.0.bn3.bias"),
-        ("last_feat.conv_block.conv.weight", "conv_head.weight"),
-        ("last_feat.conv_block.norm.bias", "bn2.bias"),
-        ("classifier.bias", "classifier.bias"),
-    ),
-}
 
 
 @pytest.mark.parametrize("arch", ARCHS)
