@@ -13,7 +13,9 @@ ALLOWED = {
     "mixers": {"functional"},
     "tasks": {"functional", "models", "mixers"},
     "metrics": {"functional", "models"},
-    "convert": {"functional", "models"},
+    "convert": {"functional", "models", "_official_mixmo", "_official_splitnet"},
+    "_official_mixmo": set(),
+    "_official_splitnet": set(),
     "hub": {"functional", "models", "tasks", "mixers", "metrics"},
     "version": set(),
 }

@@ -1,105 +1,122 @@
-"""Official checkpoints -> our models: those of MixMo (arXiv:2103.06132), its M = 1 baselines included.
+"""Official checkpoints -> our models: MixMo's (arXiv:2103.06132) and SplitNet's (arXiv:2011.14660), with their baselines.
 
-The published networks and ours have the same layers, so that converting is renaming:
-
-    published              model with members      plain model (M = 1)
-    list_conv1.<i>.        encoders.<i>.           -
-    list_fc.<i>.           heads.<i>.              -
-    *.shortcut.0.weight    core.*.shortcut.weight  *.shortcut.weight
-    everything else        core.*                  the same
+The published networks and ours have the same layers, so that converting is renaming. The names of each source and
+their places in our models are in its own file: _official_mixmo.py, _official_splitnet.py.
 """
 
+import logging
 import pickle
 import re
-from collections.abc import Mapping
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from timm.utils import unwrap_model
 from torch import nn
 
+from timm_mix import _official_mixmo, _official_splitnet
+
 __all__ = ["load_official", "official_model"]
 
-# (source, arch) -> our name, and the members that it is registered with
-_OFFICIAL: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {
-    ("mixmo", "wideresnet_28_10"): ("wrn28_10", (1,)),
-    ("mixmo", "wideresnetmixmo_28_10"): ("mixmo_wrn28_10", (2, 3, 4)),
-    ("mixmo", "preactresnet_18_1"): ("preact_resnet18", (1,)),
-    ("mixmo", "preactresnet_18_2"): ("preact_resnet18_w2", (1,)),
-    ("mixmo", "preactresnet_18_3"): ("preact_resnet18_w3", (1,)),
-    ("mixmo", "preactresnetmixmo_18_1"): ("mixmo_preact_resnet18", (2, 3, 4)),
-    ("mixmo", "preactresnetmixmo_18_2"): ("mixmo_preact_resnet18_w2", (2, 3, 4)),
-    ("mixmo", "preactresnetmixmo_18_3"): ("mixmo_preact_resnet18_w3", (2, 3, 4)),
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one published code calls its networks and their tensors."""
+
+    networks: Mapping[str, tuple[str, tuple[int, ...]]]  # published name -> ours, and its numbers of members
+    model_name: Callable[[str, int], str]  # (our name, members) -> the registered name
+    recognises: Callable[[Iterable[str]], bool]  # are these the keys of its state_dict?
+    rename: Callable[[Iterable[str], nn.Module], dict[str, str | None]]  # key -> ours in that model; None: left out
+
+
+_SOURCES = {
+    name: _Source(module.NETWORKS, module.model_name, module.recognises, module.rename)
+    for name, module in (("splitnet", _official_splitnet), ("mixmo", _official_mixmo))  # mixmo takes all that is left
 }
 _SHOWN = 3  # names per kind of mismatch in an error
+_RELEASED = "model_best.pth.tar"  # the checkpoint in a released zip
 
 
 def official_model(source: str, arch: str, members: int = 1) -> str:
     """The registered model name that an official checkpoint loads into.
 
     Args:
-        source: the published code, 'mixmo'.
-        arch: its name of the network, such as 'wideresnet_28_10' or 'preactresnetmixmo_18_2'; a suffix '_m<members>'
-            is allowed.
-        members: M, 1 for the baselines.
+        source: the published code, 'mixmo' or 'splitnet'.
+        arch: its name of the network, such as 'wideresnet_28_10', 'resnet50' or 'efficientnetb0@cifar' (the variant
+            for small images, '@lightnet' the one with symmetric padding); MixMo's may end in '_m<members>'.
+        members: M or S, 1 for the baselines.
     Raises:
-        ValueError: a source, arch or number of members that was not published; it lists those that were.
+        ValueError: a source, arch or number of members that was not published; it lists those that were. Or parts
+            that have no registered name; it shows the call that makes the model.
     """
-    sources = sorted({known for known, _ in _OFFICIAL})
+    sources = sorted(_SOURCES)
     if source not in sources:
         raise ValueError(f"source must be one of {', '.join(sources)}, got {source!r}")
-    key = (source, str(arch).removesuffix(f"_m{members}"))
-    if key not in _OFFICIAL:
-        archs = ", ".join(arch for known, arch in _OFFICIAL if known == source)
-        raise ValueError(f"arch of source {source!r} must be one of {archs}, got {arch!r} with members={members!r}")
-    name, known_members = _OFFICIAL[key]
+    networks = _SOURCES[source].networks
+    key = str(arch).removesuffix(f"_m{members}")
+    if key not in networks:
+        raise ValueError(
+            f"arch of source {source!r} must be one of {', '.join(networks)}, got {arch!r} with members={members!r}"
+        )
+    name, known_members = networks[key]
     if isinstance(members, bool) or members not in known_members:
         known = " or ".join(map(str, known_members))
         raise ValueError(f"members of {arch} must be {known}, got {members!r}")
-    return name if members == 1 else f"{name}_m{members}"
+    return _SOURCES[source].model_name(name, members)
 
 
 def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
     """Load an official checkpoint: every tensor of the file, and every one of the model; returns the model.
 
+    One kind of tensor has no place and is left out, with a line in the log: the shortcuts that the published
+    Shake-Shake builds in blocks of one width and never runs.
+
     Args:
         model: as timm.create_model(official_model(...), num_classes=...) makes it; it is unchanged after an error.
-        source: path of the file, what torch.load made of it, or the network's state_dict.
+        source: path of the file or of the released zip that holds it, what torch.load made of it, or the network's
+            state_dict.
     Raises:
         ValueError: not a checkpoint, one that needs more than tensors and plain containers, or one of another network.
     """
     content = source if isinstance(source, Mapping) else _read(source)
     target = unwrap_model(model)
     theirs = _network_state(content)
-    own = target.state_dict()
+    published = next(known for known in _SOURCES.values() if known.recognises(theirs))
+    names = published.rename(theirs, target)
     renamed: dict[str, torch.Tensor] = {}
     official: dict[str, str] = {}
     for key, tensor in theirs.items():
-        name = _our_name(key, with_members=hasattr(target, "encoders"))
+        name = names[key]
+        if name is None:
+            continue
         if name in renamed:
             raise ValueError(f"the checkpoint holds {name!r} twice, as {official[name]!r} and as {key!r}; remove one")
         renamed[name], official[name] = tensor, key
-    _check_match(own, renamed, official)
+    _check_match(target.state_dict(), renamed, official)
     target.load_state_dict(renamed, strict=True)
+    unused = [key for key in theirs if names[key] is None]
+    if unused:
+        _logger.warning("left out, because the published network never uses them: %s", _some(unused))
     return model
-
-
-def _our_name(key: str, with_members: bool) -> str:
-    key = key.removeprefix("module.").replace(".shortcut.0.", ".shortcut.")
-    if not with_members:
-        return key
-    for theirs, ours in (("list_conv1.", "encoders."), ("list_fc.", "heads.")):
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
-    return f"core.{key}"
 
 
 def _read(source: Any) -> Any:
     if not isinstance(source, (str, Path)) or not Path(source).is_file():
         raise ValueError(f"source must be an existing checkpoint file or a state_dict, got {_short(source)}")
+    inner = _checkpoint_in_zip(source)
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        if inner is None:
+            return torch.load(source, map_location="cpu", weights_only=True)
+        with _unpacked(source, inner) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         needs = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
@@ -110,6 +127,32 @@ def _read(source: Any) -> Any:
         raise ValueError(
             f"{source} must be a file that torch.save wrote, got {_short(error)}; fetch it anew"
         ) from error
+
+
+def _checkpoint_in_zip(source: str | Path) -> str | None:
+    """The checkpoint's name in an ordinary zip; None for a file of torch.save, which may be a zip of its own kind."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return None
+    if any(name.endswith("/data.pkl") and f"{name.removesuffix('data.pkl')}version" in names for name in names):
+        return None
+    found = [name for name in names if name.split("/")[-1] == _RELEASED]
+    if len(found) != 1:
+        held = f"{len(found)} of them, {_some(found)}" if found else _some(names) if names else "an empty zip"
+        raise ValueError(f"{source} must hold one {_RELEASED}, got {held}; unpack it and give the checkpoint's path")
+    return found[0]
+
+
+@contextmanager
+def _unpacked(source: str | Path, name: str) -> Iterator[IO[bytes]]:
+    """A file of a zip as a temporary file: torch.load jumps about, which is slow in a compressed stream."""
+    with tempfile.TemporaryFile() as file:
+        with zipfile.ZipFile(source) as archive, archive.open(name) as packed:
+            shutil.copyfileobj(packed, file)
+        file.seek(0)
+        yield file
 
 
 def _network_state(content: Any) -> Mapping[str, torch.Tensor]:
@@ -142,16 +185,16 @@ def _check_match(own: Mapping[str, torch.Tensor], renamed: dict[str, torch.Tenso
             if name in own and own[name].shape != tensor.shape
         ],
     }
-    parts = [
-        f"{', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''} {kind}"
-        for kind, names in differ.items()
-        if names
-    ]
+    parts = [f"{_some(names)} {kind}" for kind, names in differ.items() if names]
     if parts:
         raise ValueError(
             f"the checkpoint is of another network: {'; '.join(parts)}; create the model that official_model() names, "
             "with the checkpoint's num_classes"
         )
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
 
 
 def _short(value: Any) -> str:
