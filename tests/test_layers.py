@@ -15,6 +15,8 @@ ALLOWED = {
     "metrics": {"functional", "models"},
     "convert": {"functional", "models"},
     "hub": {"functional", "models", "tasks", "mixers", "metrics"},
+    "drop_in": {"_drop_in", "tasks", "mixers", "models", "functional"},
+    "_drop_in": {"tasks", "mixers", "models", "functional"},
     "version": set(),
 }
 
