@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from timm_mix.mixers import MIXERS, create_mixer
-from timm_mix.tasks import MixingTask, create_task, task_settings
+from timm_mix.tasks import ManifoldMixupTask, MixingTask, RecursiveMixTask, create_task, task_settings
 from timm_mix.tasks._mixer import MixerTask
 
 __all__ = ["DropInError", "Order", "Seat", "Views", "collate_views"]
@@ -59,7 +59,9 @@ class Order:
         known = self._known()
         for setting in self.settings:
             if setting not in known:
-                raise DropInError(f"{self.name} has no setting {setting!r}; it has {', '.join(sorted(known)) or 'none'}")
+                raise DropInError(
+                    f"{self.name} has no setting {setting!r}; it has {', '.join(sorted(known)) or 'none'}"
+                )
         views = self.settings.get("views")
         if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
             raise DropInError(f"views must be an integer >= 1, got {views!r}")
@@ -280,12 +282,12 @@ def _check_loader(arguments: dict[str, Any]) -> None:
 
 def _check_soft_labels(task: MixingTask) -> None:
     """A criterion that takes class indices only is an error now, not in the first step."""
-    if not isinstance(task, MixerTask):
+    if not isinstance(task, MixerTask | RecursiveMixTask | ManifoldMixupTask):
         return
     logits = torch.zeros(2, task.num_classes, device=task.device)
     try:
         task.criterion(logits, torch.full_like(logits, 1 / task.num_classes))
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         name = type(task.criterion).__name__
         raise ValueError(f"mixed labels need a criterion that takes soft ones, got {name}: {error}") from error
 
