@@ -270,7 +270,7 @@ def test_flags_that_fight_with_ours_are_one_line(name, flags, reason, images, tm
         (
             "--task cotraining --mix views=3",
             RUNS["cotraining"].model,
-            "views must be 1 or 2, one per part of the model",
+            "views must be 1 or 2, one per part",
         ),
         ("--task automix --mix reduction=5", PLAIN, "reduction"),
     ],

@@ -30,7 +30,7 @@ OTHER = "timm's {refused} and {name} want the same seat: drop one of the two"
 REFUSED = {
     "timm.data.Mixup": MIXES,
     "timm.data.FastCollateMixup": MIXES,
-    "timm.data.create_naflex_loader": "timm's NaFlex loader gives no plain images, which {name} needs: drop one of them",
+    "timm.data.create_naflex_loader": "timm's NaFlex loader gives no plain images, which {name} needs: drop one",
     "timm.task.MultiLabelClassificationTask": OTHER,
     "timm.task.LogitDistillationTask": OTHER,
     "timm.task.FeatureDistillationTask": OTHER,
@@ -167,14 +167,17 @@ class Seat:
         # torch was seeded by the script, from its --seed
         common = {"seed": settings.pop("seed", torch.initial_seed()), "steps_per_epoch": self.steps_per_epoch}
         common |= {"device": plain.device, "dtype": plain.dtype, "verbose": plain.verbose}
-        common["num_classes"] = num_classes = getattr(unwrap_model(model), "num_classes", None)
+        num_classes = getattr(unwrap_model(model), "num_classes", None)
+        if not isinstance(num_classes, int):
+            raise DropInError(f"{self.order.name} needs a timm model with num_classes, got {type(model).__name__}")
         with _one_line():
             if self.order.task is not None:
-                self.task = create_task(self.order.task, model, criterion, **common, **settings)
+                task = create_task(self.order.task, model, criterion, num_classes=num_classes, **common, **settings)
             else:
                 mixer, off = self.order.create_mixer(num_classes), settings.get("off_epoch")
-                self.task = MixerTask(model, criterion, mixer=mixer, off_epoch=off, **common)
-            _check_soft_labels(self.task)
+                task = MixerTask(model, criterion, mixer=mixer, off_epoch=off, num_classes=num_classes, **common)
+            _check_soft_labels(task)
+        self.task = task
         self.task.register_forward_pre_hook(self._unfold_views, with_kwargs=True)
         self._set_clock()
         return self.task

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, PolyCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -178,19 +178,19 @@ class MemberTask(MixingTask):
 def soft_criterion(criterion: Criterion) -> Criterion:
     """The same criterion for soft labels: timm's label smoothing takes class indices only, torch's takes both.
 
-    timm's BinaryCrossEntropy takes both, but smooths class indices only.
+    timm's BinaryCrossEntropy and PolyCrossEntropy take both, but smooth class indices only.
     """
     if isinstance(criterion, LabelSmoothingCrossEntropy):
         return nn.CrossEntropyLoss(label_smoothing=criterion.smoothing)
-    if isinstance(criterion, BinaryCrossEntropy) and criterion.smoothing:
+    if isinstance(criterion, BinaryCrossEntropy | PolyCrossEntropy) and criterion.smoothing:
         return _SmoothedTargets(criterion)
     return criterion
 
 
 class _SmoothedTargets(nn.Module):
-    """timm's BinaryCrossEntropy, its smoothing applied to soft labels as it is to class indices."""
+    """A criterion of timm's, its smoothing applied to soft labels as it is to class indices."""
 
-    def __init__(self, criterion: BinaryCrossEntropy):
+    def __init__(self, criterion: nn.Module):
         super().__init__()
         self.criterion = criterion
 
