@@ -1,6 +1,6 @@
 """What the tests of drop_in share: images, one small run per task and mixer, and those runs on several processes.
 
-Run under torchrun it does all runs, one after another, each on a port of its own:
+Run under torchrun it does all runs, one after another, each start on a port of its own:
 torchrun --nproc_per_node 2 tests/drop_in_runs.py IMAGES OUT PORT ...
 """
 
@@ -70,16 +70,23 @@ def write_digits(root):
 
 
 def main(images, out, *ports):
-    """All runs, on the processes of this launch; what each process came to is in OUT/<run>/rank<r>.pt."""
+    """All runs, and each resumed for a second epoch, on the processes of this launch.
+
+    What a process came to is in OUT/<run>/rank<r>.pt.
+    """
     from timm_mix.drop_in import parse, run
 
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # torchrun's own store serves one process group
-    for (name, wanted), port in zip(RUNS.items(), ports, strict=True):
-        os.environ["MASTER_PORT"] = port
-        task = run(*parse(wanted.arguments(images, Path(out) / name))).task
+    ports = iter(ports)
+    for name, wanted in RUNS.items():
+        folder = Path(out) / name
+        for more in ((), ("--epochs", "2", "--resume", str(folder / "last.pth.tar"))):
+            os.environ["MASTER_PORT"] = next(ports)
+            task = run(*parse(wanted.arguments(images, folder, *more))).task
         module = task.get_trainable_module()
-        state = {"weights": list(module.parameters()), "task": task.get_task_state(), "wrapper": type(module).__name__}
-        torch.save(state, Path(out) / name / f"rank{task.rank}.pt")
+        state = {"trained": list(module.parameters()), "evaluated": list(task.get_eval_model().parameters())}
+        state |= {"task": task.get_task_state(), "wrapper": type(module).__name__, "total": task.total_steps}
+        torch.save(state, folder / f"rank{task.rank}.pt")
 
 
 if __name__ == "__main__":

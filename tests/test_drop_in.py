@@ -360,16 +360,19 @@ def test_the_script_runs_as_if_called_itself_and_its_errors_stay_its_own(tmp_pat
     assert errors.strip().endswith("ZeroDivisionError: division by zero")
 
 
-def test_every_run_on_two_processes(images, tmp_path):
-    ports = free_ports(len(RUNS))
+def test_every_run_and_its_resumption_on_two_processes(images, tmp_path):
+    ports = free_ports(2 * len(RUNS))
     status, _, errors = command(*TORCHRUN, ROOT / "tests" / "drop_in_runs.py", images, tmp_path, *ports)
     assert status == 0, errors
+    steps = 2 * (TRAIN // (2 * BATCH))  # two epochs
     for name in RUNS:
         ranks = [torch.load(tmp_path / name / f"rank{rank}.pt") for rank in range(2)]
-        assert [state["wrapper"] for state in ranks] == ["DistributedDataParallel"] * 2
-        assert [state["task"]["step"] for state in ranks] == [TRAIN // (2 * BATCH)] * 2
-        for one, two in zip(*(state["weights"] for state in ranks), strict=True):
-            assert torch.equal(one, two), name
+        for state in ranks:
+            assert state["wrapper"] == "DistributedDataParallel"
+            assert state["task"]["step"] == state["total"] == steps
+        for kind in ("trained", "evaluated"):
+            for one, two in zip(*(state[kind] for state in ranks), strict=True):
+                assert torch.equal(one, two), (name, kind)
         if name != "cotraining":  # which draws nothing
             assert ranks[0]["task"]["rng"] != ranks[1]["task"]["rng"]
         create(name, checkpoint_path=str(tmp_path / name / "last.pth.tar"))
@@ -378,5 +381,5 @@ def test_every_run_on_two_processes(images, tmp_path):
 def test_torchrun_starts_drop_in_itself(images, tmp_path):
     status, _, errors = command(*TORCHRUN, "-m", "timm_mix.drop_in", *RUNS["mixmo"].arguments(images, tmp_path))
     assert status == 0, errors
-    assert "task mixmo: 1 epochs of 2 batches" in errors
+    assert "task mixmo, epochs: 1, batches in each: 2" in errors
     create("mixmo", checkpoint_path=str(tmp_path / "last.pth.tar"))

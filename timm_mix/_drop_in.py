@@ -242,8 +242,9 @@ class Seat:
         with _one_line():
             self.task.set_clock(total_steps=total, steps_per_epoch=self.steps_per_epoch)
         if total is not None and self.task.rank == 0:
-            what = f"{self.order.name}: {self.epochs} epochs of {self.steps_per_epoch} batches"
-            _logger.info(what + (f", {self.views} views of an image" if self.views > 1 else ""))
+            views = f", views of an image: {self.views}" if self.views > 1 else ""
+            what = f"{self.order.name}, epochs: {self.epochs}, batches in each: {self.steps_per_epoch}{views}"
+            _logger.info(what)
 
     def _unfold_views(self, task: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """[V * B, C, H, W], one view of all samples after another, becomes [B, V, C, H, W]."""
