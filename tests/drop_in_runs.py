@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
+
+from timm_mix.drop_in import parse, run
 
 SCRIPT = Path(__file__).with_name("timm_like_train.py")
 SIZE, BATCH, TRAIN, VALIDATION = 16, 8, 40, 10
@@ -57,8 +60,6 @@ RUNS = {
 
 def write_digits(root):
     """scikit-learn's first digits as folders of 16x16 png files: train/ and val/, a folder per class."""
-    from sklearn.datasets import load_digits
-
     scans = load_digits()
     for number, (scan, label) in enumerate(zip(scans.images, scans.target, strict=True)):
         if number == TRAIN + VALIDATION:
@@ -74,8 +75,6 @@ def main(images, out, *ports):
 
     What a process came to is in OUT/<run>/rank<r>.pt.
     """
-    from timm_mix.drop_in import parse, run
-
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # torchrun's own store serves one process group
     ports = iter(ports)
     for name, wanted in RUNS.items():

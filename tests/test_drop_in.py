@@ -206,6 +206,48 @@ def test_a_task_that_the_script_defines_itself_is_left_alone():
         assert seat.task is None
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"collate_fn": list}, "the script has a collate_fn of its own"),
+        ({"input_size_choices": [16, 24]}, "co-training's views need one image size"),
+    ],
+)
+def test_a_loader_that_cannot_carry_views_is_refused(arguments, reason):
+    with _drop_in.Seat(_drop_in.Order("cotraining")).taken():
+        timm.create_model("splitnet", backbone="wrn16_2", depth=10, split=2, num_classes=10)
+        with pytest.raises(_drop_in.DropInError, match=reason):
+            timm.data.create_loader(Gradients(), (3, 16, 16), 4, is_training=True, **arguments)
+
+
+def test_what_is_no_classification_of_plain_images_is_refused():
+    with _drop_in.Seat(_drop_in.Order(mixer="mixup")).taken():
+        with pytest.raises(_drop_in.DropInError, match="NaFlex loader gives no plain images, which mixer mixup needs"):
+            timm.data.create_naflex_loader(Gradients())
+        with pytest.raises(_drop_in.DropInError, match="timm's MultiLabelClassificationTask and mixer mixup want the"):
+            timm.task.MultiLabelClassificationTask(torch.nn.Linear(2, 2))
+        with pytest.raises(_drop_in.DropInError, match="mixer mixup needs a timm model with num_classes, got Linear"):
+            timm.task.ClassificationTask(torch.nn.Linear(2, 2), torch.nn.CrossEntropyLoss(), verbose=False)
+
+
+def test_a_loader_without_a_length_leaves_the_schedules_at_their_start():
+    class Stream(torch.utils.data.IterableDataset):
+        transform = None
+
+        def __iter__(self):
+            yield self.transform(Image.new("RGB", (16, 16))), 0
+
+    with _drop_in.Seat(_drop_in.Order(mixer="mixup")).taken() as seat:
+        timm.data.create_loader(
+            Stream(), (3, 16, 16), 1, is_training=True, use_prefetcher=False, num_workers=0, device=torch.device("cpu")
+        )
+        task = timm.task.ClassificationTask(create("mixup"), torch.nn.CrossEntropyLoss(), verbose=False)
+        optimizer = torch.optim.SGD(task.parameters(), 0.1)
+        _, epochs = timm.scheduler.create_scheduler_v2(optimizer, num_epochs=7)
+    assert epochs == seat.epochs == 7
+    assert (task.steps_per_epoch, task.total_steps) == (None, None)
+
+
 def stopped(capsys, *argv):
     """The one line that main leaves when it ends with status 2."""
     with pytest.raises(SystemExit) as error:

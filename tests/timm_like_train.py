@@ -9,7 +9,7 @@ import os
 from contextlib import nullcontext
 
 import torch
-from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader, resolve_data_config
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_dataset, create_loader, resolve_data_config
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
@@ -137,8 +137,6 @@ def main():
 def make_loader(args, data_config, device, split, is_training, collate_fn=None):
     dataset = create_dataset("", root=args.data_dir, split=split, is_training=is_training)
     if is_training and args.aug_splits > 1:
-        from timm.data import AugMixDataset
-
         dataset = AugMixDataset(dataset, num_splits=args.aug_splits)
     return create_loader(
         dataset,
