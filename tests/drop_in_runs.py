@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import timm
+import timm.data
+import timm.models
+import timm.scheduler
+import timm.task
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -19,6 +24,11 @@ from timm_mix.drop_in import parse, run
 SCRIPT = Path(__file__).with_name("timm_like_train.py")
 SIZE, BATCH, TRAIN, VALIDATION = 16, 8, 40, 10
 STEPS = TRAIN // BATCH
+NAMES = [
+    *((timm.task, "ClassificationTask"), (timm.task, "LogitDistillationTask"), (timm.data, "Mixup")),
+    *((timm.data, "create_loader"), (timm.scheduler, "create_scheduler_v2"), (timm.models, "create_model")),
+    *((timm.data, "FastCollateMixup"), (timm, "create_model")),
+]
 PLAIN = ("wrn16_2", {"depth": 10, "widen_factor": 1})
 
 
