@@ -17,6 +17,8 @@ ALLOWED = {
     "_official_mixmo": set(),
     "_official_splitnet": set(),
     "hub": {"functional", "models", "tasks", "mixers", "metrics"},
+    "drop_in": {"_drop_in", "tasks", "mixers", "models", "functional"},
+    "_drop_in": {"tasks", "mixers", "models", "functional"},
     "version": set(),
 }
 

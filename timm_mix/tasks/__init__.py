@@ -23,6 +23,7 @@ __all__ = [
     "MixingTask",
     "RecursiveMixTask",
     "create_task",
+    "task_settings",
 ]
 
 TASKS: dict[str, type[MixingTask]] = {
@@ -56,13 +57,14 @@ def create_task(
     """
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
-    known = _settings(TASKS[name])
+    known = task_settings(name)
     for setting in settings:
         if setting not in known:
             raise ValueError(f"task {name} has no setting {setting!r}; it has {', '.join(sorted(known))}")
     return TASKS[name](model, criterion, num_classes=num_classes, seed=seed, total_steps=total_steps, **settings)
 
 
-def _settings(task: type[MixingTask]) -> set[str]:
-    parameters = {**inspect.signature(MixingTask).parameters, **inspect.signature(task).parameters}
+def task_settings(name: str) -> set[str]:
+    """The keywords that a task takes, those of MixingTask among them."""
+    parameters = {**inspect.signature(MixingTask).parameters, **inspect.signature(TASKS[name]).parameters}
     return {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}

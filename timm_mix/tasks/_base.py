@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, PolyCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
@@ -83,8 +83,21 @@ class MixingTask(TrainingTask):
             return 0.0
         return min(1.0, (self.epoch + 1) * (self.steps_per_epoch or 1) / self.total_steps)
 
+    def set_clock(self, *, total_steps: int | None = None, steps_per_epoch: int | None = None) -> None:
+        """Lengths that were not known when the task was made; None keeps what there is.
+
+        Raises:
+            ValueError: as the constructor does.
+        """
+        total_steps = self.total_steps if total_steps is None else total_steps
+        steps_per_epoch = self.steps_per_epoch if steps_per_epoch is None else steps_per_epoch
+        _check_clock(self.seed, total_steps, steps_per_epoch)
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "MixingTask":
         """Wrap the model in DistributedDataParallel."""
+        if self.device.type == "cpu":
+            device_ids = None  # timm's script names its device whatever it is; DDP wants none for the CPU
         self.trainable_module = nn.parallel.DistributedDataParallel(
             self.trainable_module, device_ids=device_ids, **ddp_kwargs
         )
@@ -163,10 +176,29 @@ class MemberTask(MixingTask):
 
 
 def soft_criterion(criterion: Criterion) -> Criterion:
-    """The same criterion for soft labels: timm's label smoothing takes class indices only, torch's takes both."""
+    """The same criterion for soft labels: timm's label smoothing takes class indices only, torch's takes both.
+
+    timm's BinaryCrossEntropy and PolyCrossEntropy take both, but smooth class indices only.
+    """
     if isinstance(criterion, LabelSmoothingCrossEntropy):
         return nn.CrossEntropyLoss(label_smoothing=criterion.smoothing)
+    if isinstance(criterion, BinaryCrossEntropy | PolyCrossEntropy) and criterion.smoothing:
+        return _SmoothedTargets(criterion)
     return criterion
+
+
+class _SmoothedTargets(nn.Module):
+    """A criterion of timm's, its smoothing applied to soft labels as it is to class indices."""
+
+    def __init__(self, criterion: nn.Module):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        if target.ndim == 2 and not getattr(self.criterion, "smooth_dense", False):
+            smoothing = self.criterion.smoothing
+            target = target * (1 - smoothing) + smoothing / target.shape[1]
+        return self.criterion(logits, target)
 
 
 def per_sample_loss(criterion: Criterion, logits: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""Plain classification of mixed batches: a mixer in the seat of a timm training task."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from timm_mix.mixers import Mixer
+from timm_mix.tasks._base import MixingTask, soft_criterion
+
+__all__ = ["MixerTask"]
+
+
+class MixerTask(MixingTask):
+    """A mixer mixes every batch on its device, at the start of the step; the network learns the soft labels.
+
+    The mixer draws from a generator of (seed, rank), whose state is the task's.
+
+    Args:
+        mixer: see mixers.create_mixer.
+        off_epoch: the epoch, from 0, in which mixing ends; None: never. Needs steps_per_epoch.
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...). The criterion takes soft labels.
+    Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with loss: scalar.   output: [B, K], of the mix.
+    Raises:
+        ValueError: off_epoch < 0 or without steps_per_epoch, a target of another shape.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        mixer: Mixer,
+        off_epoch: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(model, criterion, **kwargs)
+        if off_epoch is not None and (isinstance(off_epoch, bool) or not isinstance(off_epoch, int) or off_epoch < 0):
+            raise ValueError(f"off_epoch must be an integer >= 0 (or None), got {off_epoch!r}")
+        if off_epoch is not None and self.steps_per_epoch is None:
+            raise ValueError(f"off_epoch={off_epoch} needs steps_per_epoch, the number of batches in an epoch")
+        self.criterion = soft_criterion(self.criterion)
+        self.mixer = mixer
+        self.off_epoch = off_epoch
+        self._hand_over()
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        if input.ndim != 4:
+            raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
+        target = self._checked_target(input, target)
+        self.mixer.mixup_enabled = self.off_epoch is None or self.epoch < self.off_epoch
+        mixed, labels = self.mixer(input, target)
+        logits = self.trainable_module(mixed)
+        loss = self.criterion(logits.float() if logits.element_size() < 4 else logits, labels)
+        self.step += 1
+        return {"loss": loss, "output": logits}
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The clock and the mixer's generator; loadable with weights_only=True."""
+        self.rng.bit_generator.state = self.mixer.rng.bit_generator.state
+        return super().get_task_state(module, ema)
+
+    def load_task_state(
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Continue where `state` was taken; another rank than the one that took it draws afresh."""
+        if state and not ema:
+            super().load_task_state(state, strict, module, ema)
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        self.mixer.rng.bit_generator.state = self.rng.bit_generator.state  # in place: a switch shares its generator
