@@ -1,4 +1,4 @@
-"""Official checkpoints -> our models: MixMo's (arXiv:2103.06132) and SplitNet's (arXiv:2011.14660), with their baselines.
+"""Official checkpoints -> our models: MixMo's (arXiv:2103.06132) and SplitNet's (arXiv:2011.14660), and baselines.
 
 The published networks and ours have the same layers, so that converting is renaming. The names of each source and
 their places in our models are in its own file: _official_mixmo.py, _official_splitnet.py.
