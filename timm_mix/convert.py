@@ -1,4 +1,4 @@
-"""Official checkpoints -> our models: those of MixMo (arXiv:2103.06132) and SplitNet (arXiv:2011.14660), with baselines.
+"""Official checkpoints -> our models: those of MixMo (arXiv:2103.06132) and SplitNet (arXiv:2011.14660).
 
 The published networks and ours have the same layers, so that converting is renaming. The names of each source and
 their places in our models are in its own file: _official_mixmo.py, _official_splitnet.py.
