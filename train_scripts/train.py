@@ -67,7 +67,7 @@ def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         views = None  # a process makes the view of its own part alone
     train_loader, eval_loader = build_loaders(config, data, data_config, views, parallel.share, parallel.shares)
     task = build_task(config, model, data.num_classes, len(train_loader), **parallel.task_settings)
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config, task.get_trainable_module())
     updates = -(-len(train_loader) // config.grad_accum_steps)
     schedule, epochs = build_schedule(config, optimizer, updates)
     about: dict[str, Any] = {
@@ -128,7 +128,7 @@ def _accelerator(config: Config) -> Accelerator:
 def _published_model(config: Config, trainer: Trainer) -> nn.Module:
     """The model with the weights to publish: last or best epoch, averaged ones where there are."""
     key = "state_dict_ema" if config.model_ema else "state_dict"
-    model = unwrap_model(trainer.task.get_trainable_module())
+    model = unwrap_model(trainer.task.get_eval_model())
     if config.member_parallel:  # here is one part of it
         fresh = dataclasses.replace(config, pretrained=False, initial_checkpoint=None)
         model = build_model(fresh, model.num_classes)

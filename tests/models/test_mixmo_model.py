@@ -100,9 +100,9 @@ def test_training_step_reaches_every_parameter(family):
 
 
 def test_mixing_block_equals_the_formula():
-    model = timm.create_model("mixmo", backbone="wrn16_2", members=3, num_classes=K).eval()
-    x = _images(5, 3, 3, 32, 32)
-    shares = torch.rand(5, 3, 16, 32, 32)
+    model = timm.create_model("mixmo", backbone="wrn16_2", members=3, num_classes=K).eval().double()
+    x = _images(5, 3, 3, 32, 32).double()
+    shares = torch.rand(5, 3, 16, 32, 32, dtype=torch.float64)
     masks = shares / shares.sum(1, keepdim=True)
     mixed = 3 * sum(masks[:, i] * model.encoders[i](x[:, i]) for i in range(3))
     pooled = model.core(mixed)

@@ -20,6 +20,9 @@ TASKS = {
     "classification": ["--model", "wrn16_2", "--model-kwargs", "depth=10", "widen_factor=1"],
     "mixmo": ["--model", "mixmo", "--model-kwargs", *SMALL, "members=2", "--mix", "prob=0.5"],
     "cotraining": ["--model", "splitnet", "--model-kwargs", "backbone=wrn16_2", "depth=10", "split=2"],
+    "recursivemix": ["--model", "wrn16_2", "--model-kwargs", "depth=10", "widen_factor=1", "--mix", "alpha=0.4"],
+    "automix": ["--model", "wrn16_2", "--model-kwargs", "depth=10", "widen_factor=1", "--mix", "reduction=2"],
+    "manifoldmixup": ["--model", "wrn16_2", "--model-kwargs", "depth=10", "widen_factor=1"],
 }
 # no BatchNorm, one patch: gradients of samples do not mix
 VIT = ["--model", "test_vit", "--model-kwargs", f"img_size={SIZE}", "--aug", "none"]
@@ -43,6 +46,23 @@ def assert_equal_tensors(one, two):
     assert one.keys() == two.keys()
     for name in one:
         assert torch.equal(one[name], two[name]), name
+
+
+def assert_equal_states(one, two):
+    """Nested containers with tensors in them."""
+    assert type(one) is type(two)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for name in one:
+            assert_equal_states(one[name], two[name])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_equal_states(a, b)
+    else:
+        assert one == two
 
 
 def scored(model, images):

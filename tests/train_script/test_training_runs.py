@@ -48,7 +48,7 @@ def test_a_run_writes_results_checkpoints_and_a_model_that_timm_loads(task, run,
     assert results["global_batch_size"] == 8
     assert [row["epoch"] for row in results["epochs"]] == [0, 1]
     assert [row["lr"] for row in results["epochs"]] == pytest.approx([0.05, 0.025])  # cosine
-    members = [] if task == "classification" else ["member_1"]
+    members = ["member_1"] if task in ("mixmo", "cotraining") else []
     for row in results["epochs"]:
         assert list(row["eval"]) == ["member_0", *members, "ensemble"]
         assert {scores["count"] for scores in row["eval"].values()} == {VALIDATION}

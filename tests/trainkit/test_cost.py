@@ -115,3 +115,16 @@ def test_the_line_names_iterations_time_and_network():
     assert str(Cost(3125, 300, "wrn28_10", 4.00024)) == (
         "937,500 iterations (3,125 per epoch), 4.00 x the time of plain wrn28_10"
     )
+
+
+def test_automix_costs_its_passes():
+    """q twice (6 units), k's forward and input gradient (2), and k's features up to the masks' stage, of 3 units."""
+
+    def automix(**mix):
+        config = Config(model="wrn16_2", task="automix", mix=mix)
+        return predict_cost(config, num_classes=10, steps_per_epoch=10).relative_time
+
+    exact = automix(reduction=2)
+    assert 8 / 3 < exact < 3
+    cheaper = automix(reduction=2, block_every=4, one_hot_prob=0.25)
+    assert exact - cheaper == pytest.approx(0.75 + 2 / 3 * 3 / 4, abs=1e-6)

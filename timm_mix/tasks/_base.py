@@ -11,7 +11,7 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-__all__ = ["MemberTask", "MixingTask", "per_sample_loss", "soft_criterion"]
+__all__ = ["MemberTask", "MixingTask", "names_without_decay", "per_sample_loss", "soft_criterion"]
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -173,6 +173,12 @@ class MemberTask(MixingTask):
                 f"{type(self).__name__} needs a model with members (mixmo_*, splitnet_*), got {type(model).__name__}"
             )
         super()._check_model(model, num_classes)
+
+
+def names_without_decay(model: nn.Module, prefix: str) -> set[str]:
+    """What timm spares from weight decay in a model, by its names in a network that holds it under `prefix`."""
+    plain: Any = unwrap_model(model)
+    return {f"{prefix}.{name}" for name in plain.no_weight_decay()} if hasattr(plain, "no_weight_decay") else set()
 
 
 def soft_criterion(criterion: Criterion) -> Criterion:

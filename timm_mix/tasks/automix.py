@@ -21,7 +21,8 @@ from timm_mix.functional.automix import (
     momentum_at,
     plan_automix,
 )
-from timm_mix.tasks._base import MixingTask
+from timm_mix.models._members import prefix_matcher
+from timm_mix.tasks._base import MixingTask, names_without_decay
 from timm_mix.tasks._mix_block import MixBlock, SAMixBlock
 from timm_mix.tasks._two_heads import TwoHeads, stage_of_reduction
 
@@ -209,7 +210,8 @@ class AutoMixTask(MixingTask):
         """Continue where `state` was taken; without one the online network starts from the copy's weights."""
         online = unwrap_model(self.get_trainable_module(ema=ema))
         if not state:
-            online.two.model.load_state_dict(unwrap_model(self.follower.model).state_dict())
+            if not ema:
+                online.two.model.load_state_dict(unwrap_model(self.follower.model).state_dict())
         else:
             super().load_task_state(state, strict, module, ema)
             online.load_state_dict(state["online"], strict=strict)
@@ -234,6 +236,13 @@ class _OnlineNet(nn.Module):
     def get_classifier(self) -> tuple[nn.Module, ...]:
         model: Any = unwrap_model(self.two.model)
         return (model.get_classifier(), self.two.second)
+
+    def no_weight_decay(self) -> set[str]:
+        return names_without_decay(self.two.model, "two.model")
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        model: Any = unwrap_model(self.two.model)
+        return prefix_matcher(model.group_matcher(coarse=coarse), r"two\.model")
 
     def forward(
         self,

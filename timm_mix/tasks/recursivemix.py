@@ -16,7 +16,8 @@ from timm_mix.functional.recursivemix import (
     recursive_targets,
     region_consistency,
 )
-from timm_mix.tasks._base import MixingTask, soft_criterion
+from timm_mix.models._members import prefix_matcher
+from timm_mix.tasks._base import MixingTask, names_without_decay, soft_criterion
 from timm_mix.tasks._region import feature_map, region_logits, region_vector
 
 __all__ = ["RecursiveMixTask"]
@@ -178,6 +179,12 @@ class _RegionNet(nn.Module):
     def get_classifier(self) -> tuple[nn.Module, ...]:
         model: Any = unwrap_model(self.model)
         return (model.get_classifier(),) if self.region_head is None else (model.get_classifier(), self.region_head)
+
+    def no_weight_decay(self) -> set[str]:
+        return names_without_decay(self.model, "model")
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        return prefix_matcher(self.model.group_matcher(coarse=coarse), "model")
 
     def forward(self, images: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
         size = images.shape[-2:]

@@ -21,6 +21,7 @@ from trainkit.errors import UsageError
 __all__ = ["Config", "load_recipe", "parse_config"]
 
 Floats = tuple[float, ...]
+TASKS = ("classification", "mixmo", "cotraining", "recursivemix", "automix", "manifoldmixup")
 _AT_LEAST_ONE = (
     *("num_classes", "in_chans", "img_size", "views", "batch_size", "validation_batch_size", "batch_repeats"),
     *("grad_accum_steps", "epochs", "log_interval"),
@@ -58,7 +59,10 @@ class Config:
     channels_last: bool = False
     torchcompile: bool = False
     # task
-    task: str = field(default="classification", metadata={"help": "classification, mixmo or cotraining"})
+    task: str = field(
+        default="classification",
+        metadata={"help": "classification, mixmo, cotraining, recursivemix, automix or manifoldmixup"},
+    )
     mix: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of the task, key=value"})
     smoothing: float = 0.0
     # augmentation
@@ -180,7 +184,7 @@ class Config:
             if value is not None and not (len(value) == 2 and value[0] <= value[1]):
                 raise UsageError(f"{name} must be two numbers, the smaller first, got {', '.join(map(str, value))}")
         choices = {
-            "task": ("classification", "mixmo", "cotraining"),
+            "task": TASKS,
             "aug": ("small", "imagenet", "none"),
             "amp_dtype": ("bfloat16", "float16"),
             "clip_mode": ("norm", "value", "agc"),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mix.models.splitnet import SplitNet
+from timm_mix.tasks._two_heads import stage_of_reduction
 from trainkit.build import data_config_of
 from trainkit.config import Config
 
@@ -73,7 +74,7 @@ def _step_ratio(config: Config, num_classes: int) -> tuple[str, float]:
     model: Any = _on_meta(config.model, **shared, **config.model_kwargs)
     name = getattr(model, "backbone", None)
     if not isinstance(name, str) or not hasattr(model, "num_members"):
-        return config.model, 1.0  # a plain network
+        return config.model, _automix_ratio(config, model) if config.task == "automix" else 1.0  # a plain network
     kwargs = {key: value for key, value in config.model_kwargs.items() if key not in _OF_THE_WRAPPER}
     size = tuple(data_config_of(config, model)["input_size"])
     image = torch.empty(1, *size, device="meta")
@@ -83,6 +84,19 @@ def _step_ratio(config: Config, num_classes: int) -> tuple[str, float]:
     members = image[:, None].expand(-1, model.num_members, -1, -1, -1)
     inputs = {"masks": _masks(model, size)} if hasattr(model, "stem_shape") else {}
     return name, _count_flops(model, members, return_members=True, **inputs) / plain
+
+
+def _automix_ratio(config: Config, model: Any) -> float:
+    """Passes of AutoMix's step: q twice, k once without weight gradients, and k's features up to the masks' stage."""
+    size = tuple(data_config_of(config, model)["input_size"])
+    image = torch.empty(1, *size, device="meta")
+    stage, _ = stage_of_reduction(model, config.mix.get("reduction", 16))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.forward_intermediates(image, indices=[stage], intermediates_only=True, stop_early=True)
+    features = counter.get_total_flops()
+    plain = _count_flops(model, image)
+    passes = 1 + config.mix.get("one_hot_prob", 1.0) + 2 / 3 / config.mix.get("block_every", 1)
+    return passes + features / plain
 
 
 def _on_meta(name: str, **kwargs: Any) -> nn.Module:

@@ -55,7 +55,7 @@ class Trainer:
         self.parallel = DataParallel(accelerator) if parallel is None else parallel
         self.schedule, self.epochs, self.mixup = schedule, epochs, mixup
         self.train_loader, self.eval_loader, self.about = train_loader, eval_loader, about
-        self.model = unwrap_model(task.get_trainable_module())
+        self.model = unwrap_model(task.get_eval_model())
         self.updates_per_epoch = -(-len(train_loader) // config.grad_accum_steps)
         if config.model_ema:
             task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
@@ -83,7 +83,7 @@ class Trainer:
             row["train_seconds"] = round(time.perf_counter() - begun, 3)
             row["eval"] = self._evaluate(self.model)
             if self.task.has_ema():
-                row["eval_ema"] = self._evaluate(unwrap_model(self.task.get_trainable_module(ema=True)))
+                row["eval_ema"] = self._evaluate(unwrap_model(self.task.get_eval_model(ema=True)))
             self.history.append(row)
             if self.schedule is not None:
                 self.schedule.step(epoch + 1, score(row))
