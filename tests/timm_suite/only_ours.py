@@ -1,7 +1,8 @@
 """pytest plugin: timm's model tests, on the names that timm_mix registers and on nothing else.
 
 timm's tests ask timm.list_models() for their parameters, some of them by timm's own module names. Here the answer is
-always "ours", filtered as the test asks; tests that are not about our names are not collected. A skip fails the run.
+always "ours", filtered as the test asks; tests that are not about our names are not collected. A skip fails the run,
+unless a network is beyond the suite's own limits of size.
 """
 
 import pytest
@@ -19,7 +20,9 @@ def _list_ours(*args, module="", **kwargs):
 
 timm.list_models = _list_ours
 timm.list_pretrained = lambda *args, **kwargs: []  # needs downloads
+SIZE_LIMITS = ("Fixed input size model > limit.", "more than 100M params")  # timm's words
 _skipped: list[str] = []
+_too_large: list[str] = []
 _ran: dict[str, int] = {}
 
 
@@ -36,9 +39,9 @@ def _model_name(item):
 
 def pytest_runtest_logreport(report):
     if report.skipped:
-        _skipped.append(
-            f"{report.nodeid}: {report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr}"
-        )
+        reason = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
+        kind = _too_large if any(limit in reason for limit in SIZE_LIMITS) else _skipped
+        kind.append(f"{report.nodeid}: {reason}")
     elif report.when == "call":
         test = report.nodeid.split("::")[-1].split("[")[0]
         _ran[test] = _ran.get(test, 0) + 1
@@ -48,6 +51,8 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(f"{len(OURS)} names; runs per test:")
     for test, count in sorted(_ran.items()):
         terminalreporter.write_line(f"  {count:4d}  {test}")
+    for line in _too_large:
+        terminalreporter.write_line(f"  beyond timm's limits: {line}")
     for line in _skipped:
         terminalreporter.write_line(f"  SKIPPED {line}")
 

@@ -6,13 +6,12 @@ The paper (arXiv:2011.14660) runs the parts on one device one after the other. T
 - GPU: a stream per part; graph=True captures the launches of all parts once per kind of input and replays them.
 - several devices: a part computes where its parameters lie, the results are gathered on the first part's device.
 
-What was tried on two cores in float32, and lost (train_scripts/benchmark.py --cases concurrent): grouped convolutions
-and vmap over stacked weights. They compute the parts in the same operators, every one of which still waits for all
-cores, so that on a busy machine (splitnet_wrn28_10_s2, batch 1) they took 1.1 and 1.4 times as long as the undivided
-network where threads took 0.13; they also need a copy of the weights. With both cores free nothing gains much (threads
-0.96 of sequential, about as long as the undivided network): two cores are two cores. Batch norm folded into the
-convolutions saves 5-7 % of a part's time and the copy has to follow the weights: not done. Weights in channels_last
-save 5-20 %: the caller's to choose, as for any model. The GPU paths have tests (`pytest -m gpu`) but no figures yet.
+Both cores of a two-core machine free, float32, batch 1, `train_scripts/benchmark.py --cases concurrent --device cpu`:
+threads take .39 to .76 of the sequential time for splitnet_resnet50_s2 and .88 to .90 for splitnet_wrn28_10_s2, and .90 to
+1.04 and .90 to .99 of the undivided network's, the lower figures mostly with weights in channels_last: the undivided
+network uses both cores, too. What lost: grouped convolutions (1.0 to 1.7 of the undivided) and vmap over stacked weights
+(1.1 to 2.1); both need a copy of the weights. Batch norm folded into the convolutions would have to follow the weights:
+not done. The GPU paths have tests (`pytest -m gpu`) but no figures yet.
 """
 
 import math
