@@ -9,9 +9,9 @@ The paper (arXiv:2011.14660) runs the parts on one device one after the other. T
 Both cores of a two-core machine free, float32, batch 1, `train_scripts/benchmark.py --cases concurrent --device cpu`:
 threads take .39 to .76 of the sequential time for splitnet_resnet50_s2 and .88 to .90 for splitnet_wrn28_10_s2; of the
 undivided network's .90 to 1.04 and .90 to .99, which uses both cores, too (the lower figures with weights in
-channels_last). What lost: grouped convolutions (1.0 to 1.7 of the undivided) and vmap over stacked weights (1.1 to 2.1);
-both need a copy of the weights. Batch norm folded into the convolutions would have to follow the weights: not done. The
-GPU paths have tests (`pytest -m gpu`) but no figures yet.
+channels_last). What lost: grouped convolutions (1.0 to 1.7 of the undivided) and vmap over stacked weights (1.1 to
+2.1); both need a copy of the weights. Batch norm folded into the convolutions would have to follow the weights: not
+done. The GPU paths have tests (`pytest -m gpu`) but no figures yet.
 """
 
 import math
