@@ -126,9 +126,10 @@ def cow(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
     drawn = torch.rand(2, batch, 1, 1, generator=generator, device=kappa.device)
     p, sigma = 0.2 + 0.6 * drawn[0], torch.exp(math.log(4) + drawn[1] * math.log(16 / 4))
     field = torch.randn(batch, height, width, generator=generator, device=kappa.device)
-    blurred = _blur_matrix(height, sigma) @ field @ _blur_matrix(width, sigma).mT
-    mean, std = blurred.mean((1, 2), keepdim=True), blurred.std((1, 2), keepdim=True)
-    return (blurred <= mean + math.sqrt(2) * torch.erfinv(2 * p - 1) * std)[:, None]
+    field = _blur_matrix(height, sigma) @ field
+    field = field @ _blur_matrix(width, sigma).mT
+    std, mean = torch.std_mean(field, (1, 2), keepdim=True)
+    return (field <= mean + math.sqrt(2) * torch.erfinv(2 * p - 1) * std)[:, None]
 
 
 def fmix(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
@@ -137,8 +138,9 @@ def fmix(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
     rows = torch.fft.fftfreq(height, device=kappa.device)[:, None]
     cols = torch.fft.rfftfreq(width, device=kappa.device)[None]
     frequency = torch.sqrt(rows**2 + cols**2).clamp(min=1 / max(height, width))
-    drawn = torch.randn(2, batch, *frequency.shape, generator=generator, device=kappa.device)
-    field = torch.fft.irfft2(torch.complex(drawn[0], drawn[1]) / frequency**FMIX_DECAY, s=(height, width)).flatten(1)
+    drawn = torch.randn(batch, *frequency.shape, 2, generator=generator, device=kappa.device)
+    spectrum = torch.view_as_complex(drawn).mul_(frequency**-FMIX_DECAY)
+    field = torch.fft.irfft2(spectrum, s=(height, width)).flatten(1)
     places = height * width
     kept = (kappa * places).round().long().clamp(max=places)
     smallest = _sort_rows(field).gather(1, (places - kept[:, None]).clamp(max=places - 1))[:, 0]
@@ -161,9 +163,10 @@ def _rare_places(gamma: Tensor, most: float, size: Shape, generator: torch.Gener
     spots = torch.randint(
         places, (size[0], int(mean + 6 * math.sqrt(mean)) + 6), generator=generator, device=gamma.device
     )
-    spare = torch.arange(spots.shape[1], device=gamma.device) >= drawn[:, None]
-    hit = torch.zeros(size[0], places + 1, dtype=torch.bool, device=gamma.device)
-    return hit.scatter_(1, spots.masked_fill_(spare, places), True)[:, :-1].reshape(size)
+    spots += places * torch.arange(size[0], device=gamma.device)[:, None]
+    spots.masked_fill_(torch.arange(spots.shape[1], device=gamma.device) >= drawn[:, None], size[0] * places)
+    hit = torch.zeros(size[0] * places + 1, dtype=torch.bool, device=gamma.device)  # the last takes what is too much
+    return hit.index_fill_(0, spots.flatten(), True)[:-1].view(size)
 
 
 def _sort_rows(values: Tensor) -> Tensor:
