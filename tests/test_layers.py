@@ -47,7 +47,7 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("[!_]*_cifar.py")), ids=lambda p: p.name)
 def test_backbones_that_timm_lacks_are_files_that_need_timm_only(path):
     """So that a folded network over them loads where timm_mix is not installed, with this one file."""
-    assert {name.split(".")[0] for name in _imports(path)} <= {"math", "typing", "torch", "timm"}
+    assert {name.split(".")[0] for name in _imports(path)} <= {"math", "functools", "typing", "torch", "timm"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "functional").glob("*.py")), ids=lambda p: p.name)
