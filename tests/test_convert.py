@@ -151,7 +151,10 @@ def test_names_of_the_published_networks():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("mixmoo", "wideresnet_28_10", 1), "source must be one of mixmo, splitnet, got 'mixmoo'"),
+        (
+            ("mixmoo", "wideresnet_28_10", 1),
+            "source must be one of mixmo, openmixup, recursivemix, splitnet, got 'mixmoo'",
+        ),
         (("mixmo", "wideresnet_28_2", 1), "must be one of wideresnet_28_10, wideresnetmixmo.*got 'wideresnet_28_2'"),
         (("mixmo", "wideresnetmixmo_28_10_m3", 2), "must be one of .*got 'wideresnetmixmo_28_10_m3' with members=2"),
         (("mixmo", "wideresnet_28_10", 2), "members of wideresnet_28_10 must be 1, got 2"),

@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from timm.models import is_model
 from torch import nn
 
-__all__ = ["NETWORKS", "model_name", "recognises", "rename"]
+__all__ = ["LEFT_OUT", "NETWORKS", "model_name", "recognises", "rename"]
+
+LEFT_OUT = "the published network never uses them"
 
 _TO_EIGHT, _TO_FOUR = (1, 2, 4, 8), (1, 2, 4)
 # published name -> ours, and the numbers of parts that the published code can build

@@ -1,7 +1,9 @@
-"""Official checkpoints -> our models: those of MixMo (arXiv:2103.06132) and SplitNet (arXiv:2011.14660).
+"""Official checkpoints -> our models.
 
-The published networks and ours have the same layers, so that converting is renaming. The names of each source and
-their places in our models are in its own file: _official_mixmo.py, _official_splitnet.py.
+Those of MixMo (arXiv:2103.06132), SplitNet (arXiv:2011.14660), RecursiveMix (arXiv:2203.06844), and AutoMix
+(arXiv:2103.13027) and SAMix (arXiv:2111.15454) as openmixup saves them. The published networks and ours have the same
+layers, so that converting is renaming. The names of each source and their places in our models are in its own file,
+_official_<source>.py.
 """
 
 import logging
@@ -12,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +22,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
-from timm_mix import _official_mixmo, _official_splitnet
+from timm_mix import _official_mixmo, _official_openmixup, _official_recursivemix, _official_splitnet
 
 __all__ = ["load_official", "official_model"]
 
@@ -34,12 +36,21 @@ class _Source:
     networks: Mapping[str, tuple[str, tuple[int, ...]]]  # published name -> ours, and its numbers of members
     model_name: Callable[[str, int], str]  # (our name, members) -> the registered name
     recognises: Callable[[Iterable[str]], bool]  # are these the keys of its state_dict?
-    rename: Callable[[Iterable[str], nn.Module], dict[str, str | None]]  # key -> ours in that model; None: left out
+    rename: Callable[..., dict[str, str | None]]  # (keys, model, **choices): key -> ours in it; None: left out
+    left_out: str = ""  # why, with the choices as fields
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # argument -> what it may be, default first
 
 
-_SOURCES = {
-    name: _Source(module.NETWORKS, module.model_name, module.recognises, module.rename)
-    for name, module in (("splitnet", _official_splitnet), ("mixmo", _official_mixmo))  # mixmo takes all that is left
+def _source(module: Any) -> _Source:
+    left_out, choices = getattr(module, "LEFT_OUT", ""), getattr(module, "CHOICES", {})
+    return _Source(module.NETWORKS, module.model_name, module.recognises, module.rename, left_out, choices)
+
+
+_SOURCES = {  # the first that recognises a checkpoint takes it
+    "splitnet": _source(_official_splitnet),
+    "recursivemix": _source(_official_recursivemix),
+    "openmixup": _source(_official_openmixup),
+    "mixmo": _source(_official_mixmo),  # takes all that is left
 }
 _SHOWN = 3  # names per kind of mismatch in an error
 _RELEASED = "model_best.pth.tar"  # the checkpoint in a released zip
@@ -49,10 +60,11 @@ def official_model(source: str, arch: str, members: int = 1) -> str:
     """The registered model name that an official checkpoint loads into.
 
     Args:
-        source: the published code, 'mixmo' or 'splitnet'.
-        arch: its name of the network, such as 'wideresnet_28_10', 'resnet50' or 'efficientnetb0@cifar' (the variant
-            for small images, '@lightnet' the one with symmetric padding); MixMo's may end in '_m<members>'.
-        members: M or S, 1 for the baselines.
+        source: the published code, 'mixmo', 'splitnet', 'recursivemix' or 'openmixup' (AutoMix and SAMix).
+        arch: its name of the network, such as 'wideresnet_28_10', 'resnet50', 'efficientnetb0@cifar' (the variant
+            for small images, '@lightnet' the one with symmetric padding), 'cifar_resnet18' or
+            'cifar100_resnet18_automix'; MixMo's may end in '_m<members>'.
+        members: M or S, 1 for the baselines and for all of RecursiveMix, AutoMix and SAMix.
     Raises:
         ValueError: a source, arch or number of members that was not published; it lists those that were. Or parts
             that have no registered name; it shows the call that makes the model.
@@ -73,24 +85,35 @@ def official_model(source: str, arch: str, members: int = 1) -> str:
     return _SOURCES[source].model_name(name, members)
 
 
-def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
+def load_official(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    *,
+    network: str | None = None,
+    head: str | None = None,
+) -> nn.Module:
     """Load an official checkpoint: every tensor of the file, and every one of the model; returns the model.
 
-    One kind of tensor has no place and is left out, with a line in the log: the shortcuts that the published
-    Shake-Shake builds in blocks of one width and never runs.
+    What has no place is left out with a line in the log: the shortcuts that the published Shake-Shake builds in blocks
+    of one width and never runs, RecursiveMix's region head, and all but one network and head of AutoMix and SAMix.
 
     Args:
         model: as timm.create_model(official_model(...), num_classes=...) makes it; it is unchanged after an error.
         source: path of the file or of the released zip that holds it, what torch.load made of it, or the network's
             state_dict.
+        network: AutoMix and SAMix only: 'k' (the momentum copy; default, as published) or 'q' (the trained one).
+        head: AutoMix and SAMix only: 'one' (trained on plain images; default, as published) or 'mix' (on mixed ones).
     Raises:
-        ValueError: not a checkpoint, one that needs more than tensors and plain containers, or one of another network.
+        ValueError: not a checkpoint, one that needs more than tensors and plain containers, one of another network, or
+            a network or head that the checkpoint does not offer.
     """
     content = source if isinstance(source, Mapping) else _read(source)
     target = unwrap_model(model)
     theirs = _network_state(content)
-    published = next(known for known in _SOURCES.values() if known.recognises(theirs))
-    names = published.rename(theirs, target)
+    origin = next(name for name, known in _SOURCES.items() if known.recognises(theirs))
+    published = _SOURCES[origin]
+    choices = _choices(origin, {"network": network, "head": head})
+    names = published.rename(theirs, target, **choices)
     renamed: dict[str, torch.Tensor] = {}
     official: dict[str, str] = {}
     for key, tensor in theirs.items():
@@ -104,8 +127,21 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> n
     target.load_state_dict(renamed, strict=True)
     unused = [key for key in theirs if names[key] is None]
     if unused:
-        _logger.warning("left out, because the published network never uses them: %s", _some(unused))
+        _logger.warning("left out, because %s: %s", published.left_out.format(**choices), _some(unused))
     return model
+
+
+def _choices(origin: str, given: Mapping[str, str | None]) -> dict[str, str]:
+    """What the source lets one choose, as given or its default."""
+    known = _SOURCES[origin].choices
+    for name, value in given.items():
+        if value is not None and name not in known:
+            raise ValueError(
+                f"{name} must be left out for a checkpoint of source {origin!r}, which holds one network, got {value!r}"
+            )
+        if value is not None and value not in known[name]:
+            raise ValueError(f"{name} must be {' or '.join(map(repr, known[name]))}, got {value!r}")
+    return {name: given[name] or values[0] for name, values in known.items()}
 
 
 def _read(source: Any) -> Any:

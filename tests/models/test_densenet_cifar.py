@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.models.densenet import DenseNet
 from torch import nn
+from torch.nn import functional as F
 
 import timm_mix
 
@@ -24,6 +25,47 @@ def test_logits_equal_those_of_timms_densenet_with_the_published_stem():
 
 def _small(**kwargs):
     return timm.create_model("densenet190", growth_rate=6, block_config=(2, 3, 2), **kwargs)
+
+
+def test_densenet161_cifar_has_the_published_number_of_parameters():
+    """Published RecursiveMix code, 26,902,088 with a region head of 220,900."""
+    model = timm.create_model("densenet161_cifar", device="meta")
+    assert sum(p.numel() for p in model.parameters()) == 26_902_088 - 220_900
+
+
+def _bn(norm, x):
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+
+def test_bare_densenets_activate_neither_the_stem_nor_the_transitions():
+    model = timm.create_model("densenet161_cifar", growth_rate=6, block_config=(2, 1, 2, 1), num_classes=7)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.running_var):
+                    tensor.uniform_(0.5, 1.5)
+                for tensor in (module.bias, module.running_mean):
+                    tensor.normal_()
+    features = model.eval().features
+    x = torch.randn(2, 3, 16, 16)
+    h = F.conv2d(x, features.conv0.weight, padding=1)
+    for block in (1, 2, 3, 4):
+        for layer in features.get_submodule(f"denseblock{block}").values():
+            new = F.conv2d(F.relu(_bn(layer.norm1, h)), layer.conv1.weight)
+            new = F.conv2d(F.relu(_bn(layer.norm2, new)), layer.conv2.weight, padding=1)
+            h = torch.cat([h, new], 1)
+        if block < 4:
+            transition = features.get_submodule(f"transition{block}")
+            h = F.avg_pool2d(F.conv2d(_bn(transition.norm, h), transition.conv.weight), 2)
+    h = F.relu(_bn(features.norm5, h)).mean((2, 3))
+    torch.testing.assert_close(model(x), F.linear(h, model.classifier.weight, model.classifier.bias))
+
+
+def test_four_blocks_end_at_an_eighth():
+    maps = timm.create_model("densenet161_cifar", growth_rate=6, block_config=(2, 1, 2, 1), features_only=True)
+    assert maps.feature_info.channels() == [12, 24, 18, 21, 16]
+    assert maps.feature_info.reduction() == [1, 1, 2, 4, 8]
+    assert [f.shape[-1] for f in maps(torch.randn(1, 3, 32, 32))] == [32, 32, 16, 8, 4]
 
 
 def test_features_are_those_of_the_stem_and_the_blocks():

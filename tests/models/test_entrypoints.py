@@ -33,7 +33,8 @@ BACKBONES = [
 
 
 def test_every_network_of_the_papers_figures_has_its_name():
-    assert set(timm.list_models(module="wide_resnet_cifar")) == {"wrn16_2", "wrn16_4", *(f"wrn28_{k}" for k in SIZES)}
+    wide = {"wrn16_2", "wrn16_4", *(f"wrn28_{k}" for k in SIZES), "wrn28_8_openmixup"}
+    assert set(timm.list_models(module="wide_resnet_cifar")) == wide
     expected = {f"mixmo_{backbone}_m{members}" for backbone in BACKBONES for members in (2, 3, 4)}
     assert set(timm.list_models(module="mixmo")) == {"mixmo", *expected}
 

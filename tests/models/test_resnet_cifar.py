@@ -71,6 +71,45 @@ def test_logits_equal_those_of_timms_parts_put_together(arch, split, build):
         assert (logits - twin(x)).abs().max() == 0
 
 
+def test_resnet18_cifar_is_timms_resnet18_behind_another_stem():
+    """Its parameters: published RecursiveMix code, 11,271,432 with a region head of 51,300."""
+    model = _stir(timm.create_model("resnet18_cifar"))
+    assert sum(p.numel() for p in model.parameters()) == 11_271_432 - 51_300
+    twin = timm.create_model("resnet18", num_classes=100)
+    twin.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    twin.maxpool = nn.Identity()
+    twin.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 33, 31, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = model(x)
+        assert logits.std() > 1e-2
+        assert (logits - twin.eval()(x)).abs().max() == 0
+
+
+def test_resnet18_cifar_starts_as_published():
+    model = timm.create_model("resnet18_cifar")
+    assert model.layer4[1].conv1.weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.02)
+    assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not model.fc.bias.any()
+    assert not model.layer4[1].bn2.weight.any()
+
+
+def test_four_stages_end_at_an_eighth():
+    small = {"channels": (8, 16, 24, 40), "stem_width": 8}
+    maps = timm.create_model("resnet18_cifar", features_only=True, **small).eval()
+    assert maps.feature_info.channels() == [8, 8, 16, 24, 40]
+    assert maps.feature_info.reduction() == [1, 1, 2, 4, 8]
+    x = torch.randn(2, 3, 33, 31)
+    assert [tuple(f.shape[2:]) for f in maps(x)] == [(33, 31), (33, 31), (17, 16), (9, 8), (5, 4)]
+    model = _stir(timm.create_model("resnet18_cifar", **small))
+    final, every = model.forward_intermediates(x)
+    torch.testing.assert_close(every[4], final)
+    torch.testing.assert_close(final, model.forward_features(x))
+    expected = model(x)
+    assert model.prune_intermediate_layers([4], prune_head=False) == [4]
+    torch.testing.assert_close(model(x), expected)
+
+
 @pytest.mark.parametrize("name", ["resnet110", "resnext29_8x64d", "wide_resnet16_8"])
 def test_branches_start_at_zero(name):
     model = timm.create_model(name, device="meta").to_empty(device="cpu")
@@ -149,8 +188,12 @@ def test_drop_path_grows_with_depth():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"layers": (2, 2)}, r"layers and channels must be three numbers each, got \(2, 2\) and \(128, 256, 512\)"),
-        ({"channels": (8,) * 4}, r"three numbers each, got \(2, 2, 2\) and \(8, 8, 8, 8\)"),
+        (
+            {"layers": (2, 2)},
+            r"layers and channels must be three or four numbers each, got \(2, 2\) and \(128, 256, 512\)",
+        ),
+        ({"channels": (8,) * 4}, r"three or four numbers each, got \(2, 2, 2\) and \(8, 8, 8, 8\)"),
+        ({"layers": (2,) * 5, "channels": (8,) * 5}, r"three or four numbers each, got \(2, 2, 2, 2, 2\)"),
         ({"stem_width": 15}, "stem_width must be an even number >= 2, got 15"),
         ({"stem_width": 0}, "stem_width must be an even number >= 2, got 0"),
     ],

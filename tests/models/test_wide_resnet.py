@@ -49,8 +49,54 @@ def test_blocks_stride_on_the_second_convolution_padded_right_and_bottom():
     torch.testing.assert_close(block(x), expected)
 
 
-def test_odd_images_are_accepted():
-    assert timm.create_model("wrn16_2", num_classes=7)(torch.randn(2, 3, 33, 31)).shape == (2, 7)
+@pytest.mark.parametrize("style", ["mixmo", "openmixup"])
+def test_odd_images_are_accepted(style):
+    assert timm.create_model("wrn16_2", num_classes=7, style=style)(torch.randn(2, 3, 33, 31)).shape == (2, 7)
+
+
+def _leaky(norm, x):
+    return F.leaky_relu(F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-3), 0.1)
+
+
+def _stirred(model):
+    """No bias zero, no statistics trivial."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("bias"):
+                tensor.normal_()
+            elif "running" in name or ("bn" in name and name.endswith("weight")):
+                tensor.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("stage", "activated"), [(1, True), (2, False), (3, False)])
+def test_openmixups_first_shortcut_alone_sees_the_activated_input(stage, activated):
+    """And the stride lies on the first convolution, which pads both sides."""
+    model = _stirred(timm.create_model("wrn28_8_openmixup", depth=10, widen_factor=2))
+    block, stride = model.get_submodule(f"layer{stage}")[0], 1 if stage == 1 else 2
+    x = torch.randn(2, block.conv1.in_channels, 9, 9)
+    act = _leaky(block.bn1, x)
+    h = F.conv2d(act, block.conv1.weight, block.conv1.bias, stride, padding=1)
+    h = F.conv2d(_leaky(block.bn2, h), block.conv2.weight, block.conv2.bias, padding=1)
+    shortcut = F.conv2d(act if activated else x, block.shortcut.weight, block.shortcut.bias, stride)
+    torch.testing.assert_close(block(x), h + shortcut)
+
+
+def test_openmixups_wrn28_8_has_the_published_parameters_and_batch_norms():
+    """Published AutoMix code: 46,953,937 for two networks of two heads each and a Mix Block of 33,153."""
+    model = timm.create_model("wrn28_8_openmixup", device="meta")
+    assert 2 * (_count(model) + _count(model.fc)) + 33_153 == 46_953_937
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 25
+    assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 1e-3)}
+    assert {m.act.negative_slope for m in norms} == {0.1}
+
+
+def test_openmixups_initialisation_is_he_normal_over_the_fan_out():
+    model = timm.create_model("wrn28_8_openmixup", depth=10)
+    assert model.layer3[0].conv2.weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.02)
+    assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not any(p.any() for name, p in model.named_parameters() if "bn" not in name and name.endswith("bias"))
 
 
 def test_initialisation_is_he_normal_cut_at_two_deviations():
@@ -78,7 +124,11 @@ def test_drop_path_grows_with_depth():
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"depth": 17}, r"depth must be 6n \+ 4 .*got 17"), ({"widen_factor": 0}, "widen_factor must be >= 1, got 0")],
+    [
+        ({"depth": 17}, r"depth must be 6n \+ 4 .*got 17"),
+        ({"widen_factor": 0}, "widen_factor must be >= 1, got 0"),
+        ({"style": "torch"}, "style must be 'mixmo' or 'openmixup', got 'torch'"),
+    ],
 )
 def test_wrong_shapes_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):

@@ -1,10 +1,12 @@
-"""DenseNet-BC for small images, as SplitNet trains it (Huang et al., arXiv:1608.06993; Zhao et al., arXiv:2011.14660).
+"""DenseNet-BC for small images (Huang et al., arXiv:1608.06993).
 
-timm's DenseNet behind a 3x3 stem of 2k channels without pooling: three blocks of (depth - 4) / 6 layers, each of which
-adds k channels; the transitions halve channels and size.
+timm's DenseNet behind a 3x3 stem of 2k channels without pooling; every layer adds k channels, the transitions halve
+channels and size. `densenet190` is SplitNet's (arXiv:2011.14660), with three blocks of (depth - 4) / 6 layers;
+`densenet161_cifar` is RecursiveMix's (arXiv:2203.06844), with the four blocks of the ImageNet network, nothing between
+the stem and the first block, and no activation in the transitions.
 """
 
-from typing import Any, Dict, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.densenet import DenseNet
@@ -19,8 +21,10 @@ class CifarDenseNet(DenseNet):
     Args:
         growth_rate: k, the number of channels that each layer adds; the stem has 2k.
         block_config: number of layers in each block.
+        bare: no batch norm and activation behind the stem, no activation in the transitions.
         everything else: as in timm's DenseNet, except its stems and antialiasing.
-    Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, num_features, H // 4, W // 4] with three blocks.
+    Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, num_features, H // 4, W // 4] with three blocks,
+        H // 8 and W // 8 with four.
     Raises:
         ValueError: growth_rate below 1.
     """
@@ -29,6 +33,7 @@ class CifarDenseNet(DenseNet):
         self,
         growth_rate: int = 40,
         block_config: Tuple[int, ...] = (31, 31, 31),
+        bare: bool = False,
         num_classes: int = 100,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -62,6 +67,10 @@ class CifarDenseNet(DenseNet):
         nn.init.kaiming_normal_(conv0.weight)  # fan in, as timm's DenseNet and the published code
         self.features.conv0 = conv0
         self.features.pool0 = nn.Identity()
+        if bare:
+            self.features.norm0 = nn.Identity()
+            for i in range(1, len(block_config)):
+                getattr(self.features, f"transition{i}").norm.act = nn.Identity()
         self.feature_info[0]["reduction"] = 1
         for info in self.feature_info[1:]:
             info["reduction"] //= 4  # the stem and the pooling that are gone
@@ -82,11 +91,36 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({"densenet190": _cfg()})
+_NAMED: Dict[str, Dict[str, Any]] = {
+    "densenet190": {"growth_rate": 40, "block_config": (31, 31, 31)},
+    "densenet161_cifar": {"growth_rate": 48, "block_config": (6, 12, 36, 24), "bare": True},
+}
+default_cfgs = generate_default_cfgs(
+    {
+        "densenet190": _cfg(),
+        "densenet161_cifar": _cfg(
+            pool_size=(4, 4),
+            mean=(0.4914, 0.4822, 0.4465),  # CIFAR-10's, which RecursiveMix takes for both
+            std=(0.2023, 0.1994, 0.2010),
+        ),
+    }
+)
 
 
-@register_model
-def densenet190(pretrained: bool = False, **kwargs: Any) -> CifarDenseNet:
-    """DenseNet-BC of 190 layers, k = 40: 25.8 M parameters."""
-    feature_cfg = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}
-    return build_model_with_cfg(CifarDenseNet, "densenet190", pretrained, feature_cfg=feature_cfg, **kwargs)
+def _entrypoint(variant: str) -> Callable[..., CifarDenseNet]:
+    settings = _NAMED[variant]
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> CifarDenseNet:
+        out_indices = tuple(range(len(settings["block_config"]) + 1))
+        feature_cfg = {"out_indices": out_indices, "flatten_sequential": True}
+        return build_model_with_cfg(
+            CifarDenseNet, variant, pretrained, feature_cfg=feature_cfg, **{**settings, **kwargs}
+        )
+
+    entrypoint.__name__ = entrypoint.__qualname__ = variant
+    entrypoint.__doc__ = f"{variant} for 32x32 images, k = {settings['growth_rate']}."
+    return entrypoint
+
+
+for _variant in _NAMED:  # on its own, because this file also serves where nothing but timm is installed
+    globals()[_variant] = register_model(_entrypoint(_variant))

@@ -1,8 +1,9 @@
-"""PyramidNets with ShakeDrop for small images, as SplitNet trains them (arXiv:2011.14660).
+"""PyramidNets for small images, as SplitNet (arXiv:2011.14660) and RecursiveMix (arXiv:2203.06844) train them.
 
 PyramidNet (Han et al., CVPR 2017, arXiv:1610.02915): 3x3 stem of 16 channels, every block a little wider than the one
 before, shortcuts without weights (average pooling where the stride is 2, zeros for the channels that are new).
 ShakeDrop (Yamada et al., arXiv:1802.02375): the branch of block j of L is disturbed with probability p_j = p j / L.
+`pyramidnet<depth>` is SplitNet's, with ShakeDrop; `pyramidnet_<depth>_<alpha>` is RecursiveMix's, without.
 """
 
 import math
@@ -306,21 +307,27 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
-_NAMED: Dict[str, Tuple[int, int]] = {"pyramidnet164": (164, 270), "pyramidnet272": (272, 200)}  # depth, alpha
-default_cfgs = generate_default_cfgs({name: _cfg() for name in _NAMED})
+# name: (depth, alpha, ShakeDrop)
+_NAMED: Dict[str, Tuple[int, int, float]] = {
+    "pyramidnet164": (164, 270, 0.5),
+    "pyramidnet272": (272, 200, 0.5),
+    "pyramidnet_164_270": (164, 270, 0.0),
+    "pyramidnet_200_240": (200, 240, 0.0),
+}
+_CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}  # what RecursiveMix takes for both
+default_cfgs = generate_default_cfgs({name: _cfg(**({} if row[2] else _CIFAR10)) for name, row in _NAMED.items()})
 
 
 def _entrypoint(variant: str) -> Callable[..., PyramidNet]:
-    depth, alpha = _NAMED[variant]
+    depth, alpha, shakedrop_rate = _NAMED[variant]
+    settings = {"depth": depth, "alpha": alpha, "shakedrop_rate": shakedrop_rate}
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> PyramidNet:
         feature_cfg = {"out_indices": (0, 1, 2, 3)}
-        return build_model_with_cfg(
-            PyramidNet, variant, pretrained, feature_cfg=feature_cfg, **{"depth": depth, "alpha": alpha, **kwargs}
-        )
+        return build_model_with_cfg(PyramidNet, variant, pretrained, feature_cfg=feature_cfg, **{**settings, **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = variant
-    entrypoint.__doc__ = f"PyramidNet-{depth}, alpha {alpha}, with ShakeDrop."
+    entrypoint.__doc__ = f"PyramidNet-{depth}, alpha {alpha}, with{'' if shakedrop_rate else 'out'} ShakeDrop."
     return entrypoint
 
 

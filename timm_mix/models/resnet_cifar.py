@@ -1,10 +1,15 @@
-"""ResNets for small images with the activation behind the addition, as SplitNet trains them (arXiv:2011.14660).
+"""ResNets for small images with the activation behind the addition.
+
+Those of SplitNet (arXiv:2011.14660):
 
 3x3 stem without pooling, three stages at full, half and quarter size, shortcuts of average pooling and a 1x1
 convolution where the stride is 2. `resnet<depth>` and `se_resnet<depth>` have bottleneck blocks of 16, 32 and 64
 channels (times 4 at their ends), `resnext29_<g>x64d` has g groups of 64, 128 and 256, `wide_resnet<depth>_<k>` has
 basic blocks of 16k, 32k and 64k. The wide ResNets of the paper that named them, with the activation in front, are
 `wrn<depth>_<k>`.
+
+`resnet18_cifar` is the ResNet-18 of RecursiveMix (arXiv:2203.06844) and AutoMix (arXiv:2103.13027): timm's resnet18
+behind a 3x3 stem of 64 channels without pooling, four stages at full to eighth size.
 """
 
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
@@ -20,19 +25,22 @@ __all__ = ["CifarResNet"]
 
 
 class CifarResNet(ResNet):
-    """timm's ResNet with three stages behind a 3x3 stem.
+    """timm's ResNet with three or four stages behind a 3x3 stem.
 
     Args:
-        layers: number of blocks in each of the three stages.
+        layers: number of blocks in each stage.
         channels: width of each stage; a bottleneck block gives out four times as much.
         stem_width: number of channels of the stem.
         bottleneck: bottleneck blocks, not basic ones.
         squeeze: squeeze-and-excitation behind every block, hidden width a quarter of the block's.
         cardinality: number of groups in the 3x3 convolutions of bottleneck blocks, of `channels` each.
+        avg_down: average pooling in the shortcuts of stride 2, not a strided convolution.
+        fc_std: standard deviation of the classifier's weights at the start.
         global_pool, drop_rate, drop_path_rate, act_layer, norm_layer, zero_init_last: as in timm's ResNet.
-    Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, num_features, ceil(H / 4), ceil(W / 4)].
+    Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, num_features, ceil(H / 4), ceil(W / 4)],
+        with four stages of an eighth.
     Raises:
-        ValueError: not three stages, or an odd stem_width.
+        ValueError: not three or four stages, or an odd stem_width.
     """
 
     def __init__(
@@ -43,6 +51,8 @@ class CifarResNet(ResNet):
         bottleneck: bool = True,
         squeeze: bool = False,
         cardinality: int = 1,
+        avg_down: bool = True,
+        fc_std: float = 1e-3,
         num_classes: int = 100,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -54,10 +64,11 @@ class CifarResNet(ResNet):
         device=None,
         dtype=None,
     ):
-        if len(layers) != 3 or len(channels) != 3:
-            raise ValueError(f"layers and channels must be three numbers each, got {layers} and {channels}")
+        if len(layers) not in (3, 4) or len(channels) != len(layers):
+            raise ValueError(f"layers and channels must be three or four numbers each, got {layers} and {channels}")
         if stem_width < 2 or stem_width % 2:
             raise ValueError(f"stem_width must be an even number >= 2, got {stem_width}")
+        self.fc_std = fc_std  # timm's constructor calls init_weights
         super().__init__(
             Bottleneck if bottleneck else BasicBlock,
             tuple(layers),
@@ -67,7 +78,7 @@ class CifarResNet(ResNet):
             cardinality=cardinality,
             stem_type="deep",  # the one stem of free width; only its width remains
             stem_width=stem_width // 2,
-            avg_down=True,
+            avg_down=avg_down,
             channels=tuple(channels),
             act_layer=act_layer,
             norm_layer=norm_layer,
@@ -80,7 +91,8 @@ class CifarResNet(ResNet):
         )
         self.conv1 = nn.Conv2d(in_chans, stem_width, 3, padding=1, bias=False, device=device, dtype=dtype)
         self.maxpool = nn.Identity()
-        self.layer4 = nn.Sequential()  # empty: timm's forward passes through
+        if len(layers) == 3:
+            self.layer4 = nn.Sequential()  # empty: timm's forward passes through
         self.feature_info[0]["reduction"] = 1
         for info in self.feature_info[1:]:
             info["reduction"] //= 4  # the stem and the pooling that are gone
@@ -88,24 +100,24 @@ class CifarResNet(ResNet):
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Convolutions He normal over the fan out, as in timm's ResNet; classifier N(0, .001^2) (published code)."""
+        """Convolutions He normal over the fan out, as in timm's ResNet; classifier N(0, fc_std^2)."""
         super().init_weights(zero_init_last)
         if isinstance(self.fc, nn.Linear):
-            nn.init.normal_(self.fc.weight, std=1e-3)
+            nn.init.normal_(self.fc.weight, std=self.fc_std)
             nn.init.zeros_(self.fc.bias)
 
     def forward_intermediates(
         self, x: torch.Tensor, indices: Optional[Union[int, List[int]]] = None, **kwargs: Any
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """Features of the stem (index 0) and the three stages; keyword arguments as in timm's ResNet."""
-        return super().forward_intermediates(x, feature_take_indices(4, indices)[0], **kwargs)
+        """Features of the stem (index 0) and the stages; keyword arguments as in timm's ResNet."""
+        return super().forward_intermediates(x, feature_take_indices(len(self.feature_info), indices)[0], **kwargs)
 
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
         """Drop what the chosen features do not need; returns their indices."""
-        take_indices, max_index = feature_take_indices(4, indices)
-        if max_index < 3 or prune_head:
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        if max_index < len(self.feature_info) - 1 or prune_head:
             super().prune_intermediate_layers(take_indices, prune_norm, prune_head)
         return take_indices
 
@@ -139,6 +151,14 @@ _NAMED: Dict[str, Dict[str, Any]] = {
     "wide_resnet28_10": _wide(28, 10),
     "wide_resnet40_10": _wide(40, 10, drop_rate=0.1),
     "wide_resnet52_8": _wide(52, 8),
+    "resnet18_cifar": {
+        "layers": (2, 2, 2, 2),
+        "channels": (64, 128, 256, 512),
+        "stem_width": 64,
+        "bottleneck": False,
+        "avg_down": False,
+        "fc_std": 0.01,  # published AutoMix code
+    },
 }
 
 
@@ -157,12 +177,15 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({name: _cfg() for name in _NAMED})
+_FOUR_STAGES = {"pool_size": (4, 4), "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}  # as published
+default_cfgs = generate_default_cfgs(
+    {name: _cfg(**(_FOUR_STAGES if name == "resnet18_cifar" else {})) for name in _NAMED}
+)
 
 
 def _entrypoint(variant: str) -> Callable[..., CifarResNet]:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-        feature_cfg = {"out_indices": (0, 1, 2, 3)}
+        feature_cfg = {"out_indices": tuple(range(len(_NAMED[variant]["layers"]) + 1))}
         return build_model_with_cfg(
             CifarResNet, variant, pretrained, feature_cfg=feature_cfg, **{**_NAMED[variant], **kwargs}
         )

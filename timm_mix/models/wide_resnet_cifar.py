@@ -3,10 +3,12 @@
 As MixMo trains them: 3x3 stem to 16 channels with nothing behind it, blocks BN-ReLU-conv3x3-BN-ReLU-conv3x3 with the
 stride on the second convolution (padded at the right and the bottom), a 1x1 shortcut on the raw input where the shape
 changes, BN-ReLU before the pooling. `wrn<depth>_<k>` has (depth - 4) / 6 blocks in each of three stages of 16k, 32k
-and 64k channels.
+and 64k channels. `wrn28_8_openmixup` is the other form in which this network is published, by the AutoMix code
+(arXiv:2103.13027): see `style`.
 """
 
 import math
+from functools import partial
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
@@ -29,23 +31,43 @@ __all__ = ["PreActBlock", "WideResNet"]
 class PreActBlock(nn.Module):
     """BN-ReLU-conv3x3-BN-ReLU-conv3x3 around a shortcut on the raw input.
 
+    Openmixup's has biases and strides on the first convolution; `activated_shortcut`: BN-ReLU is before the shortcut.
+
     Shapes: [B, in_chs, H, W] -> [B, out_chs, ceil(H / stride), ceil(W / stride)].
     """
 
-    def __init__(self, in_chs: int, out_chs: int, stride: int, norm_act, drop_path: float = 0.0, **dd):
+    def __init__(
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int,
+        norm_act,
+        drop_path: float = 0.0,
+        openmixup: bool = False,
+        activated_shortcut: bool = False,
+        **dd,
+    ):
         super().__init__()
+        conv = partial(create_conv2d, bias=openmixup, **dd)
         self.bn1 = norm_act(in_chs, **dd)
-        self.conv1 = create_conv2d(in_chs, out_chs, 3, **dd)
+        self.conv1 = conv(in_chs, out_chs, 3, stride=stride if openmixup else 1)
         self.bn2 = norm_act(out_chs, **dd)
-        # 'same' pads an even map at the right and the bottom only, as published, and takes odd maps as well
-        self.conv2 = create_conv2d(out_chs, out_chs, 3, stride=stride, padding="same" if stride > 1 else "", **dd)
+        if openmixup or stride == 1:
+            self.conv2 = conv(out_chs, out_chs, 3)
+        else:
+            # 'same' pads an even map at the right and the bottom only, as published, and takes odd maps as well
+            self.conv2 = conv(out_chs, out_chs, 3, stride=stride, padding="same")
+        self.activated_shortcut = activated_shortcut
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or in_chs != out_chs:
-            self.shortcut = create_conv2d(in_chs, out_chs, 1, stride=stride, **dd)
+            self.shortcut = conv(in_chs, out_chs, 1, stride=stride)
         self.drop_path: nn.Module = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.conv1(self.bn1(x))
+        out = self.bn1(x)
+        if self.activated_shortcut:
+            x = out
+        out = self.conv1(out)
         out = self.conv2(self.bn2(out))
         return self.shortcut(x) + self.drop_path(out)
 
@@ -56,16 +78,19 @@ class WideResNet(nn.Module):
     Args:
         depth: number of layers, 6n + 4.
         widen_factor: k, the widening of the three stages.
+        style: 'mixmo', or 'openmixup': biases in all convolutions, the stride on the first one of a block, the first
+            block's shortcut behind its BN-ReLU, another initialisation.
         global_pool, drop_rate, drop_path_rate, act_layer, norm_layer: as in timm's ResNet.
     Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, 64k, ceil(H / 4), ceil(W / 4)].
     Raises:
-        ValueError: a depth that is not 6n + 4, or a widen_factor below 1.
+        ValueError: a depth that is not 6n + 4, a widen_factor below 1, or another style.
     """
 
     def __init__(
         self,
         depth: int = 28,
         widen_factor: int = 10,
+        style: str = "mixmo",
         num_classes: int = 100,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -81,14 +106,17 @@ class WideResNet(nn.Module):
             raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}")
         if widen_factor < 1:
             raise ValueError(f"widen_factor must be >= 1, got {widen_factor}")
+        if style not in ("mixmo", "openmixup"):
+            raise ValueError(f"style must be 'mixmo' or 'openmixup', got {style!r}")
         dd = {"device": device, "dtype": dtype}
+        self.openmixup = style == "openmixup"
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
         norm_act = get_norm_act_layer(norm_layer, act_layer=get_act_layer(act_layer))
 
-        self.conv1 = create_conv2d(in_chans, 16, 3, **dd)
+        self.conv1 = create_conv2d(in_chans, 16, 3, bias=self.openmixup, **dd)
         self.feature_info: List[Dict[str, Any]] = [{"num_chs": 16, "reduction": 1, "module": "conv1"}]
         blocks = (depth - 4) // 6
         rates = calculate_drop_path_rates(drop_path_rate, [blocks] * 3, stagewise=True)
@@ -96,7 +124,16 @@ class WideResNet(nn.Module):
         for i, stride in enumerate((1, 2, 2)):
             out_chs = 16 * widen_factor * 2**i
             stage = [
-                PreActBlock(out_chs if j else chs, out_chs, 1 if j else stride, norm_act, rates[i][j], **dd)
+                PreActBlock(
+                    out_chs if j else chs,
+                    out_chs,
+                    1 if j else stride,
+                    norm_act,
+                    rates[i][j],
+                    openmixup=self.openmixup,
+                    activated_shortcut=self.openmixup and i == j == 0 and chs != out_chs,
+                    **dd,
+                )
                 for j in range(blocks)
             ]
             setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
@@ -113,12 +150,27 @@ class WideResNet(nn.Module):
     def init_weights(self) -> None:
         """Normal cut at two standard deviations, std sqrt(2 / fan_in) after the cut, for convolutions and classifier.
 
-        Source: published MixMo code; .8796 is the standard deviation of the cut unit normal.
+        Source: published MixMo code; .8796 is the standard deviation of the cut unit normal. Published AutoMix code:
+        He normal over the fan out, classifier N(0, .01^2).
         """
+        if self.openmixup:
+            self._init_openmixup()
+            return
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 std = math.sqrt(2 / module.weight[0].numel()) / 0.8796
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def _init_openmixup(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                else:
+                    nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
@@ -247,16 +299,26 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
+_OPENMIXUP: Dict[str, Any] = {
+    "style": "openmixup",
+    "act_layer": partial(nn.LeakyReLU, negative_slope=0.1),
+    "norm_layer": partial(nn.BatchNorm2d, eps=1e-3, momentum=1e-3),
+}
 # name: (depth, widen factor); WRN-28-10 is the network of the MixMo paper's CIFAR tables, the others of its figures
 _NAMED: Dict[str, Tuple[int, int]] = {
     **{f"wrn16_{k}": (16, k) for k in (2, 4)},
     **{f"wrn28_{k}": (28, k) for k in (2, 3, 4, 5, 6, 7, 8, 10, 12, 14)},
+    "wrn28_8_openmixup": (28, 8),
 }
-default_cfgs = generate_default_cfgs({name: _cfg() for name in _NAMED})
+_AUTOMIX = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+default_cfgs = generate_default_cfgs(
+    {name: _cfg(**(_AUTOMIX if name.endswith("openmixup") else {})) for name in _NAMED}
+)
 
 
 def _entrypoint(variant: str) -> Callable[..., WideResNet]:
     depth, widen_factor = _NAMED[variant]
+    style = _OPENMIXUP if variant.endswith("openmixup") else {}
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> WideResNet:
         return build_model_with_cfg(
@@ -264,11 +326,11 @@ def _entrypoint(variant: str) -> Callable[..., WideResNet]:
             variant,
             pretrained,
             feature_cfg={"out_indices": (0, 1, 2, 3)},
-            **{"depth": depth, "widen_factor": widen_factor, **kwargs},
+            **{"depth": depth, "widen_factor": widen_factor, **style, **kwargs},
         )
 
     entrypoint.__name__ = entrypoint.__qualname__ = variant
-    entrypoint.__doc__ = f"Pre-activation WRN-{depth}-{widen_factor}."
+    entrypoint.__doc__ = f"Pre-activation WRN-{depth}-{widen_factor}{', as published with AutoMix' if style else ''}."
     return entrypoint
 
 
