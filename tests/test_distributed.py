@@ -81,8 +81,25 @@ def _work(out):
             "loss": float(result["loss"].detach()),
             "updated": _update(name, accelerator),
         }
+    found["automix"] = _prepared_automix(rank)
     torch.save(found, out / f"rank{rank}.pt")
     accelerator.end_training()
+
+
+def _prepared_automix(rank):
+    """The momentum copy of a process that, as in timm's script, seeded its weights and draws with its rank."""
+    torch.manual_seed(rank)
+    model = timm.create_model("wrn16_2", num_classes=K)
+    model.to(memory_format=torch.channels_last)
+    settings = {"reduction": 2, "one_hot_prob": 0.5, "switch_off": 0.5, "seed": 40 + rank}
+    task = timm_mix.create_task("automix", model, num_classes=K, verbose=False, **settings).prepare_distributed()
+    images = torch.zeros(BATCH, 3, SIZE, SIZE)
+    skipped = []
+    for task.step in range(20):
+        skipped.append([task.draw(images).switched_off, task._chance(1) < 0.5])
+    online = task.get_trainable_module().module.two
+    same = all(torch.equal(a, b) for a, b in zip(online.parameters(), task.follower.parameters(), strict=True))
+    return {"weights": task.get_eval_model().state_dict(), "same": same, "skipped": skipped}
 
 
 def _update(name, accelerator):
@@ -123,7 +140,7 @@ def ranks(tmp_path_factory):
     """What the two processes found."""
     out = tmp_path_factory.mktemp("ranks")
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "WORLD_SIZE": str(RANKS)}
-    shared |= {"PYTHONPATH": str(ROOT / "train_scripts"), "LOCAL_WORLD_SIZE": str(RANKS)}
+    shared |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "train_scripts")]), "LOCAL_WORLD_SIZE": str(RANKS)}
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, str(out)],
@@ -167,6 +184,16 @@ def test_an_update_over_two_processes_and_two_batches_takes_the_mean_of_four_gra
     for found in ranks:
         moved = {key: (start[key].detach() - value) / LR for key, value in found[name]["updated"].items()}
         assert difference(moved, wanted) < 1e-6
+
+
+def test_the_momentum_copies_of_all_processes_start_from_rank_0_and_skip_the_same_passes(ranks):
+    one, two = (found["automix"] for found in ranks)
+    assert one["same"]
+    assert two["same"]
+    for name, value in one["weights"].items():
+        assert torch.equal(value, two["weights"][name]), name
+    assert one["skipped"] == two["skipped"]
+    assert {True, False} == {switched_off for switched_off, _ in one["skipped"]}
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,28 @@ def test_the_copy_follows_without_the_call_too():
     torch.testing.assert_close(task.follower.second.bias, task.get_trainable_module().two.second.bias - 0.9)
 
 
+def test_the_copy_follows_a_fused_optimizer():
+    task = _task(momentum=0.5)
+    optimizer = torch.optim.AdamW(task.get_trainable_module().parameters(), lr=0.1, fused=True)
+    before = [p.clone() for p in task.follower.parameters()]
+    task(*batch())["loss"].backward()
+    optimizer.step()
+    for _ in range(2):
+        task.update_ema()
+    online = task.get_trainable_module().two
+    for old, q, new in zip(before, online.parameters(), task.follower.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.5 * old + 0.5 * q)
+
+
+@pytest.mark.parametrize("block", ["automix", "samix"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_everything_new_has_the_models_type(dtype, block):
+    task = _task(model=small_net("resnet").to(dtype), block=block)
+    assert {p.dtype for p in task.get_trainable_module().parameters()} == {dtype}
+    x, y = batch()
+    assert torch.isfinite(task(x.to(dtype), y)["loss"])
+
+
 def test_the_copys_batch_statistics_are_its_own_also_after_an_evaluation():
     task = _task()
     task.get_eval_model().eval()

@@ -26,7 +26,8 @@ class TwoHeads(nn.Module):
                 f"{type(classifier).__name__}; choose another model"
             )
         self.model = model
-        self.second = nn.Linear(classifier.in_features, num_classes)
+        like = {"device": classifier.weight.device, "dtype": classifier.weight.dtype}
+        self.second = nn.Linear(classifier.in_features, num_classes, **like)
 
     def forward(self, images: Tensor, second: bool = False) -> Tensor:
         features = self.model.forward_features(images)

@@ -1,12 +1,14 @@
 """AutoMix (arXiv:2103.13027) and SAMix (arXiv:2111.15454) training of any timm model, as a timm training task."""
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
@@ -40,6 +42,7 @@ class AutoMixTask(MixingTask):
     + w mask loss (AutoMix, eq. 11). q is the trained model with a second head; k follows it by momentum and is what
     task.get_eval_model() gives and a checkpoint holds: one plain timm model, with head_one. The third term reaches the
     Mix Block alone; its gradient is taken at the pixels before q runs, so that no graph of k outlives it.
+    Call task.update_ema() after every update, as timm's script does: fused optimizers leave no other trace of one.
 
     Args:
         model: a timm model with forward_features, forward_head, forward_intermediates and one linear classifier.
@@ -89,18 +92,27 @@ class AutoMixTask(MixingTask):
         self.draws = {"alpha": alpha, "mask_adjust": mask_adjust, "switch_off": switch_off}
         plan_automix(2, rng=np.random.default_rng(0), **self.draws)  # a wrong setting is an error now
         self.stage, channels = stage_of_reduction(model, reduction)
-        mix_block = BLOCKS[block](channels, **(block_kwargs or {}))
+        mix_block = BLOCKS[block](channels, **(block_kwargs or {})).to(next(model.parameters()).dtype)
         self.trainable_module = _OnlineNet(TwoHeads(model, num_classes=self.num_classes), mix_block).to(self.device)
         self.follower = copy.deepcopy(unwrap_model(self.trainable_module).two).requires_grad_(False)
         self.eval_model = self.follower.model
         self.mask_weight, self.mask_decay, self.variance = mask_weight, mask_decay, variance
         self.momentum = {"base": momentum, "end": momentum_end, "warmup": momentum_warmup}
-        self.block_every, self.one_hot_prob = block_every, one_hot_prob
-        self._followed = self._version()
+        self.switch_off, self.block_every, self.one_hot_prob = switch_off, block_every, one_hot_prob
+        self._common_seed = self.seed  # of all processes
+        self._caught_up()
 
     def draw(self, input: Tensor) -> AutoMixPlan:
         """All chance of one step, for a batch like `input`, but for the one-hot pass."""
-        return plan_automix(input.shape[0], rng=self.rng, **self.draws)
+        plan = plan_automix(input.shape[0], rng=self.rng, **self.draws)
+        return dataclasses.replace(plan, switched_off=self._chance(0) < self.switch_off)
+
+    def _chance(self, which: int) -> float:
+        """Uniform in [0, 1), a function of the step and alike on all processes.
+
+        Whether a pass is left out must be: the others would wait for the one that runs it, and SyncBatchNorm forever.
+        """
+        return float(np.random.default_rng([self._common_seed, self.step, 0, 1]).random(2)[which])
 
     def forward(self, input: Tensor, target: Tensor, plan: AutoMixPlan | None = None) -> dict[str, Tensor]:
         """One step; `plan` fixes its chance (drawn when it is None)."""
@@ -110,7 +122,7 @@ class AutoMixTask(MixingTask):
         self._follow()
         self.follower.train(self.get_trainable_module().training)  # timm's script evaluates it and leaves it so
         plan = self.draw(input) if plan is None else plan
-        plain_too = self.one_hot_prob == 1 or self.rng.random() < self.one_hot_prob
+        plain_too = self.one_hot_prob == 1 or self._chance(1) < self.one_hot_prob
         learns = self.step % self.block_every == 0
         with torch.no_grad():
             features = self._features(input)
@@ -158,13 +170,19 @@ class AutoMixTask(MixingTask):
         """Counts the optimizer's updates: every one of them writes into the parameters."""
         return sum(p._version for p in unwrap_model(self.get_trainable_module()).two.parameters())
 
+    def _caught_up(self) -> None:
+        self._followed = self._version(), self.step
+
     @torch.no_grad()
-    def _follow(self) -> None:
-        """k <- m k + (1 - m) q for parameters, once per update of q; k's BatchNorm statistics are its own."""
-        version = self._version()
-        if version == self._followed:
+    def _follow(self, updated: bool = False) -> None:
+        """k <- m k + (1 - m) q for parameters, once per update of q; k's BatchNorm statistics are its own.
+
+        A fused optimizer updates without a trace in the parameters' versions: `updated` says that it did.
+        """
+        version, step = self._followed
+        if version == self._version() and not (updated and step < self.step):
             return
-        self._followed = version
+        self._caught_up()
         online = unwrap_model(self.get_trainable_module()).two
         own = list(self.follower.parameters())
         theirs = [p.detach().to(p.dtype) for p in online.parameters()]
@@ -172,8 +190,21 @@ class AutoMixTask(MixingTask):
 
     def update_ema(self, step: int | None = None) -> None:
         """The call after every update: k follows, and so does the averaged model where there is one."""
-        self._follow()
+        self._follow(updated=True)
         super().update_ema(step)
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "AutoMixTask":
+        """Wrap q in DistributedDataParallel, which takes it from rank 0 everywhere; k and the common seed follow."""
+        super().prepare_distributed(device_ids, **ddp_kwargs)
+        group = self.get_trainable_module().process_group
+        seed = torch.tensor(self._common_seed % 2**63, device=self.device)
+        for value in (seed, *self.follower.parameters(), *self.follower.buffers()):
+            first = value.detach().contiguous()
+            dist.broadcast(first, src=dist.get_global_rank(group, 0), group=group)
+            value.detach().copy_(first)
+        self._common_seed = int(seed)
+        self._caught_up()
+        return self
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
         """Compile the networks, not the draws between them; before prepare_distributed."""
@@ -217,7 +248,7 @@ class AutoMixTask(MixingTask):
             online.load_state_dict(state["online"], strict=strict)
             if not ema:
                 self.follower.second.load_state_dict(state["second"], strict=strict)
-        self._followed = self._version()
+        self._caught_up()
 
 
 class _OnlineNet(nn.Module):
