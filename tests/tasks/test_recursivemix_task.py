@@ -116,6 +116,34 @@ def test_the_history_is_the_mixed_batch_and_not_the_callers_tensor():
     torch.testing.assert_close(task.history["targets"].sum(1), torch.ones(5))
 
 
+def test_the_history_is_not_the_callers_soft_labels():
+    task = _task()
+    x, y = batch()
+    soft = F.one_hot(y, K).float()
+    task(x, soft, PLAN)
+    soft.zero_()
+    torch.testing.assert_close(task.history["targets"], F.one_hot(y, K).float())
+
+
+def test_a_state_between_epochs_holds_no_history():
+    task = _task(steps_per_epoch=2)
+    held = []
+    for i in range(4):
+        task(*batch(seed=i))
+        held.append(task.get_task_state()["history"] is not None)
+    assert held == [True, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_region_head_has_the_models_type(dtype):
+    given, moved = _task(model=small_net("resnet").to(dtype)), _task().to(dtype)
+    for task in (given, moved):
+        assert task.get_trainable_module().region_head.weight.dtype == dtype
+        for seed in range(2):
+            x, y = batch(seed=seed)
+            assert torch.isfinite(task(x.to(dtype), y, PLAN)["loss"])
+
+
 def test_a_loaded_state_continues_exactly_in_the_middle_of_an_epoch():
     one = _task(seed=5)
     for i in range(3):
@@ -189,5 +217,7 @@ def test_tokens_that_fill_no_grid_are_named():
     model = small_net("vit")
     with pytest.raises(ValueError, match=r"the 15 tokens of VisionTransformer fill no grid over \(64, 64\) px"):
         feature_map(model, torch.zeros(2, 16, 24), (64, 64))
+    with pytest.raises(ValueError, match="VisionTransformer has list features; wanted a map or tokens"):
+        feature_map(model, [torch.zeros(2, 16, 24)], (64, 64))
     with pytest.raises(ValueError, match=r"has features .*; wanted a map or tokens"):
         feature_map(model, torch.zeros(2, 16), (64, 64))

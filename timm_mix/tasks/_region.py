@@ -20,6 +20,8 @@ def feature_map(model: nn.Module, features: Tensor, size: Sequence[int]) -> Tens
         ValueError: features of another form, tokens that fill no grid of the image's proportions.
     """
     plain: Any = unwrap_model(model)
+    if not isinstance(features, Tensor):
+        raise ValueError(f"{type(plain).__name__} has {type(features).__name__} features; wanted a map or tokens")
     if features.ndim == 4:
         return features.permute(0, 3, 1, 2) if is_nhwc(model) else features
     if features.ndim != 3:

@@ -86,7 +86,7 @@ class RecursiveMixTask(MixingTask):
         if input.ndim != 4:
             raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
         labels = self._soft(self._checked_target(input, target))
-        if self.steps_per_epoch is not None and self.step % self.steps_per_epoch == 0:
+        if self._begins_epoch():
             self.history = None
         plan = self.draw(input) if plan is None else plan
         height, width = input.shape[-2:]
@@ -101,10 +101,14 @@ class RecursiveMixTask(MixingTask):
         ce = self.criterion(logits.float() if logits.element_size() < 4 else logits, labels)
         consistency = self._consistency(region, plan)
         mixed = mixed.clone() if mixed is input else mixed  # a loader may write over its batch
+        labels = labels.clone() if labels is target else labels
         self.history = {"images": mixed.detach(), "targets": labels.detach(), "logits": logits.detach()}
         self.step += 1
         loss = ce + self.omega * consistency
         return {"loss": loss, "output": logits, "ce": ce.detach(), "consistency": consistency.detach()}
+
+    def _begins_epoch(self) -> bool:
+        return self.steps_per_epoch is not None and self.step % self.steps_per_epoch == 0
 
     def _soft(self, target: Tensor) -> Tensor:
         return F.one_hot(target, self.num_classes).float() if target.ndim == 1 else target
@@ -138,7 +142,8 @@ class RecursiveMixTask(MixingTask):
         if ema:
             return {"region_head": self._head_state(self.get_trainable_module(ema=True))}
         state = super().get_task_state(module)
-        return {**state, "history": self.history, "region_head": self._head_state(self.get_trainable_module())}
+        history = None if self._begins_epoch() else self.history
+        return {**state, "history": history, "region_head": self._head_state(self.get_trainable_module())}
 
     def load_task_state(
         self,
@@ -173,8 +178,8 @@ class _RegionNet(nn.Module):
     def __init__(self, model: nn.Module, shared: bool, num_classes: int):
         super().__init__()
         self.model = model
-        features = unwrap_model(model).num_features
-        self.region_head = None if shared else nn.Linear(features, num_classes)
+        features, dtype = unwrap_model(model).num_features, next(model.parameters()).dtype
+        self.region_head = None if shared else nn.Linear(features, num_classes, dtype=dtype)
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         model: Any = unwrap_model(self.model)
@@ -193,5 +198,5 @@ class _RegionNet(nn.Module):
         maps = feature_map(self.model, features, size)
         vector = region_vector(maps, box, size)
         if self.region_head is not None:
-            return logits, self.region_head(vector)
+            return logits, self.region_head(vector.to(self.region_head.weight.dtype))
         return logits, region_logits(self.model, vector.to(features.dtype), tokens=features.ndim == 3)
