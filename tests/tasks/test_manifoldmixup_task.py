@@ -42,6 +42,23 @@ def test_stage_0_mixes_the_images():
         torch.testing.assert_close(task(x, y, (0, MIX))["output"], expected)
 
 
+def test_gradient_checkpointing_is_refused():
+    for kind in ("resnet", "convnext", "vit", "swin"):
+        model = small_net(kind)
+        model.set_grad_checkpointing(True)
+        with pytest.raises(ValueError, match="which gradient checkpointing runs twice: drop it"):
+            _task(model=model)
+
+
+def test_a_stage_that_does_not_run_is_named():
+    model = small_net("resnet")
+    model.feature_info[1]["module"] = "layer1.0.downsample_that_is_not_called"
+    model.layer1[0].downsample_that_is_not_called = nn.Identity()
+    task = _task(model=model)
+    with pytest.raises(ValueError, match="stage 2 of the network did not run as a module; leave it out of stages"):
+        task(*batch(), (2, MIX))
+
+
 def test_nothing_is_mixed_outside_a_step():
     model = small_net("resnet").eval()
     (x, y), task = batch(), _task(model=model)

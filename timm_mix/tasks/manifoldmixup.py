@@ -43,6 +43,10 @@ class ManifoldMixupTask(MixingTask):
         super().__init__(model, criterion, **kwargs)
         self.criterion = soft_criterion(self.criterion)
         names = _stage_modules(unwrap_model(model))
+        if any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
+            raise ValueError(
+                "ManifoldMixupTask mixes inside the network, which gradient checkpointing runs twice: drop it"
+            )
         self.stages = tuple(range(len(names))) if stages is None else tuple(stages)
         if not self.stages or any(s not in range(len(names) + 1) for s in self.stages):
             raise ValueError(f"stages must be some of 0 .. {len(names)}, got {self.stages}")
@@ -74,8 +78,11 @@ class ManifoldMixupTask(MixingTask):
             self._site.open(stage, partner, lam)
             try:
                 logits = self.trainable_module(input)
+                mixed = self._site.mixed
             finally:
                 self._site.close()
+            if not mixed:
+                raise ValueError(f"stage {stage} of the network did not run as a module; leave it out of stages")
         loss = self.criterion(
             logits.float() if logits.element_size() < 4 else logits, mix_targets(target, mix, self.num_classes)
         )
@@ -90,9 +97,10 @@ class _Site:
     stage: int = 0
     partner: Tensor | None = None
     lam: Tensor | None = None
+    mixed: bool = False  # whether a hook had its turn
 
     def open(self, stage: int, partner: Tensor, lam: Tensor) -> None:
-        self.stage, self.partner, self.lam = stage, partner, lam
+        self.stage, self.partner, self.lam, self.mixed = stage, partner, lam, False
 
     def close(self) -> None:
         self.stage, self.partner, self.lam = 0, None, None
@@ -104,6 +112,7 @@ def _mixing_hook(site: _Site, stage: int) -> Callable[[nn.Module, Any, Any], Any
             return output
         assert site.partner is not None
         assert site.lam is not None
+        site.mixed = True
         return torch.lerp(output[site.partner], output, site.lam.to(output.dtype))
 
     return hook
