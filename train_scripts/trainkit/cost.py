@@ -95,7 +95,8 @@ def _automix_ratio(config: Config, model: Any) -> float:
         model.forward_intermediates(image, indices=[stage], intermediates_only=True, stop_early=True)
     features = counter.get_total_flops()
     plain = _count_flops(model, image)
-    passes = 1 + config.mix.get("one_hot_prob", 1.0) + 2 / 3 / config.mix.get("block_every", 1)
+    learning = (1 - config.mix.get("switch_off", 0.0)) / config.mix.get("block_every", 1)
+    passes = 1 + config.mix.get("one_hot_prob", 1.0) + 2 / 3 * learning
     return passes + features / plain
 
 
