@@ -222,6 +222,9 @@ def test_a_stage_is_found_by_its_reduction():
     ("settings", "message"),
     [
         ({"block": "mixblock"}, "block must be one of automix, samix, got 'mixblock'"),
+        ({"block_kwargs": {"k": 1}}, "block automix has no setting 'k'; it has lam_channel, mode"),
+        ({"block_kwargs": {"mode": "area"}}, "upsampling must be nearest or bilinear, got 'area'"),
+        ({"block": "samix", "block_kwargs": {"mode": "area"}}, "upsampling must be nearest or bilinear, got 'area'"),
         ({"alpha": 0}, "alpha must be > 0 and finite, got 0"),
         ({"mask_weight": -1}, "mask_weight must be >= 0 and finite, got -1"),
         ({"momentum": 1.5}, r"momentum must be in \[0, 1\], got 1.5"),

@@ -17,6 +17,7 @@ __all__ = [
     "AutoMixPlan",
     "adjust_masks",
     "attention_masks",
+    "checked_mode",
     "constant_masks",
     "embedded_lam",
     "mask_loss",
@@ -75,6 +76,13 @@ def plan_automix(
     return AutoMixPlan(lam_mb, lam_bb, *partners, adjust, switched_off)
 
 
+def checked_mode(mode: str) -> str:
+    """The mode of upsampling. Raises: ValueError: another than 'nearest' or 'bilinear'."""
+    if mode not in ("nearest", "bilinear"):
+        raise ValueError(f"upsampling must be nearest or bilinear, got {mode!r}")
+    return mode
+
+
 def attention_masks(query: Tensor, key: Tensor, value: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
     """Masks of a pair from cross attention, in float32 under autocast too (AutoMix, eq. 6 and 7).
 
@@ -85,8 +93,7 @@ def attention_masks(query: Tensor, key: Tensor, value: Tensor, size: tuple[int, 
     Raises:
         ValueError: a mode other than 'nearest' or 'bilinear'.
     """
-    if mode not in ("nearest", "bilinear"):
-        raise ValueError(f"upsampling must be nearest or bilinear, got {mode!r}")
+    checked_mode(mode)
     height, width = query.shape[2:]
     with torch.autocast(query.device.type, enabled=False):
         q, k, v = (_wide(x).flatten(2).mT for x in (query, key, value))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from timm_mix.functional.automix import attention_masks, embedded_lam
+from timm_mix.functional.automix import attention_masks, checked_mode, embedded_lam
 
 __all__ = ["MixBlock", "SAMixBlock"]
 
@@ -22,7 +22,7 @@ class MixBlock(nn.Module):
         super().__init__()
         width = channels + 1 if lam_channel else channels
         self.lam_channel = lam_channel
-        self.mode = mode
+        self.mode = checked_mode(mode)  # a wrong one is refused here, not in the first step
         self.query = nn.Conv2d(width, channels // 2, 1)
         self.value = nn.Conv2d(width, 1, 1)
         _init(self)
@@ -49,7 +49,7 @@ class SAMixBlock(nn.Module):
         super().__init__()
         embedded_lam(0.5, k)  # an impossible k is refused here, not in the first step
         self.k = k
-        self.mode = mode
+        self.mode = checked_mode(mode)
         hidden = channels // 2
         self.query = nn.Conv2d(2 * channels, hidden, 1)
         self.key = nn.Conv2d(2 * channels, hidden, 1)

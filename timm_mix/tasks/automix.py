@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -92,7 +93,7 @@ class AutoMixTask(MixingTask):
         self.draws = {"alpha": alpha, "mask_adjust": mask_adjust, "switch_off": switch_off}
         plan_automix(2, rng=np.random.default_rng(0), **self.draws)  # a wrong setting is an error now
         self.stage, channels = stage_of_reduction(model, reduction)
-        mix_block = BLOCKS[block](channels, **(block_kwargs or {})).to(next(model.parameters()).dtype)
+        mix_block = _make_block(block, channels, block_kwargs or {}).to(next(model.parameters()).dtype)
         self.trainable_module = _OnlineNet(TwoHeads(model, num_classes=self.num_classes), mix_block).to(self.device)
         self.follower = copy.deepcopy(unwrap_model(self.trainable_module).two).requires_grad_(False)
         self.eval_model = self.follower.model
@@ -315,6 +316,14 @@ class _OnlineNet(nn.Module):
 
 def _wide(logits: Tensor) -> Tensor:
     return logits.float() if logits.element_size() < 4 else logits
+
+
+def _make_block(name: str, channels: int, settings: dict[str, Any]) -> nn.Module:
+    known = [p.name for p in inspect.signature(BLOCKS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"block {name} has no setting {setting!r}; it has {', '.join(sorted(known))}")
+    return BLOCKS[name](channels, **settings)
 
 
 def _check_settings(
