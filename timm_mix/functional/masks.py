@@ -126,8 +126,9 @@ def cow(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
     drawn = torch.rand(2, batch, 1, 1, generator=generator, device=kappa.device)
     p, sigma = 0.2 + 0.6 * drawn[0], torch.exp(math.log(4) + drawn[1] * math.log(16 / 4))
     field = torch.randn(batch, height, width, generator=generator, device=kappa.device)
-    field = _blur_matrix(height, sigma) @ field
-    field = field @ _blur_matrix(width, sigma).mT
+    with torch.autocast(kappa.device.type, enabled=False):  # products of matrices would be taken in half
+        field = _blur_matrix(height, sigma) @ field
+        field = field @ _blur_matrix(width, sigma).mT
     std, mean = torch.std_mean(field, (1, 2), keepdim=True)
     return (field <= mean + math.sqrt(2) * torch.erfinv(2 * p - 1) * std)[:, None]
 
