@@ -94,6 +94,13 @@ def test_a_feature_extractor_is_refused(tmp_path):
         save_pretrained(timm.create_model("mixmo_wrn16_2_m2", features_only=True), tmp_path / "m")
 
 
+def test_one_part_of_a_splitnet_is_refused(tmp_path):
+    part = timm.create_model("splitnet", backbone="wrn16_2", split=2, only_part=1)
+    with pytest.raises(ValueError, match=r"wanted a whole model, got part 1 of 2 \(only_part\)"):
+        save_pretrained(part, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_another_number_of_names_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="label_names must name 3 classes, got 2"):
         save_pretrained(model, tmp_path / "m", label_names=["a", "b"])

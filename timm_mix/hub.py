@@ -32,12 +32,18 @@ def save_pretrained(
         label_names: class names in the order of the logits.
         data_config: how the images were fed in training (input_size, mean, std, interpolation, crop_pct).
     Raises:
-        ValueError: `folder` exists and is something else than an earlier save; label_names of another length.
+        ValueError: `folder` exists and is something else than an earlier save; label_names of another length; no whole
+            model (features only, or one part of a SplitNet).
     """
     folder = Path(folder).resolve()
     model = unwrap_model(model)
     if not hasattr(model, "num_classes"):
         raise ValueError(f"wanted a whole model, got {type(model).__name__} without num_classes; save the model itself")
+    if getattr(model, "only_part", None) is not None:
+        raise ValueError(
+            f"wanted a whole model, got part {model.only_part} of {model.num_members} (only_part); gather the state "
+            "dicts of all parts, load them into a model without only_part and save that"
+        )
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"label_names must name {model.num_classes} classes, got {len(label_names)}")
     if folder.exists() and not is_model_folder(folder):

@@ -138,6 +138,16 @@ def test_features_and_heads_are_the_same():
         _assert_equal(actual, expected)
 
 
+def test_a_dict_of_features_is_the_same():
+    sequential, parallel = _pair(backbone="vit_tiny_patch16_224", divide=False, depth=2, img_size=32)
+    x = _images(2, 3, 32, 32)
+    actual, expected = (m.forward_intermediates(x, output_dict=True) for m in (parallel, sequential))
+    assert list(actual) == list(expected)
+    _assert_equal(actual["image_features"], expected["image_features"])
+    for ours, theirs in zip(actual["image_intermediates"], expected["image_intermediates"], strict=True):
+        _assert_equal(ours, theirs)
+
+
 def test_devices_are_taken_in_turn(monkeypatch):
     model = _create(backbone="wrn16_2", split=4)
     x = _images(3, 3, 16, 16)
@@ -311,6 +321,8 @@ def test_function_transforms_reach_all_parts():
         ({"devices": []}, r"devices must be a list of one or more devices .*, got \[\]"),
         ({"devices": "cpu"}, "devices must be a list of one or more devices .*, got 'cpu'"),
         ({"devices": ["cpu", "cuda:99"]}, r"devices must exist, got cuda:99 on a machine with \d+ GPUs"),
+        ({"devices": ["gpu"]}, "devices must be names such as 'cpu' or 'cuda:0', got 'gpu'"),
+        ({"devices": ["cpu", None]}, "devices must be names such as 'cpu' or 'cuda:0', got None"),
         ({"devices": ["cpu"], "enable": False}, "enable=False gathers the parts .* takes no devices and no graph"),
         ({"graph": True, "enable": False}, "enable=False gathers the parts .* takes no devices and no graph"),
     ],

@@ -87,6 +87,7 @@ def test_backbone_and_width_are_saved(tmp_path):
         ("narrow_vgg", {"width": 1.5}, "width must be > 0 and <= 1, got 1.5"),
         ("narrow_vgg", {"backbone": "resnet18"}, "narrows timm's VGG, but 'resnet18' is a ResNet; .* such as 'vgg11'"),
         ("narrow_vgg", {"backbone": "vgg"}, "backbone must be a model name that timm knows"),
+        ("narrow_vgg", {"backbone": "vgg11.no_such_tag"}, "backbone must be a model name that timm knows"),
         ("narrow_efficientnet", {"backbone": "efficientnet_b0_gn"}, r"bn1.weight \(GroupNormAct\) cannot be changed"),
         ("narrow_efficientnet", {"backbone": "efficientnet_b0_g16_evos"}, "groups of 16 channels, which do not divide"),
     ],

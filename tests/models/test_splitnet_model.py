@@ -122,6 +122,20 @@ def test_intermediate_tokens_lie_side_by_side_with_their_prefixes():
     assert [tuple(t.shape) for t in levels[0]] == [(1, 16, 384), (1, 1, 384)]
 
 
+@pytest.mark.parametrize("only", [False, True])
+def test_intermediates_come_as_a_dict_on_request(only):
+    model = _create(backbone="vit_tiny_patch16_224", split=2, divide=False, depth=2, img_size=64).eval()
+    x, kwargs = _images(1, 3, 64, 64), {"return_prefix_tokens": True, "intermediates_only": only}
+    whole = model.forward_intermediates(x, output_dict=True, **kwargs)
+    plain = model.forward_intermediates(x, **kwargs)
+    levels = plain if only else plain[1]
+    assert all(map(torch.equal, whole["image_intermediates"], [level for level, _ in levels]))
+    assert all(map(torch.equal, whole["image_intermediates_prefix"], [prefix for _, prefix in levels]))
+    assert ("image_features" in whole) is not only
+    if not only:
+        torch.testing.assert_close(whole["image_features"], plain[0], rtol=0, atol=0)
+
+
 def test_named_models_keep_their_division():
     with pytest.raises(ValueError, match="splitnet_resnet18_s2 has a fixed split"):
         timm.create_model("splitnet_resnet18_s2", split=4, device="meta")
@@ -157,6 +171,7 @@ def test_generic_model_reloads_from_its_config(tmp_path):
         ({"backbone": "resnet50", "split": 3}, "resnet50 divides into S = 2, 4 or 8 parts, got S = 3"),
         ({"backbone": "mixer_b16_224"}, "no division rule for 'mixer_b16_224'.*divide=False"),
         ({"backbone": "resnet"}, "backbone must be a model name that timm knows"),
+        ({"backbone": "resnet50.no_such_tag"}, "backbone must be a model name that timm knows"),
         ({"split": 0}, "split must be an integer >= 1, got 0"),
         ({"split": True}, "split must be an integer >= 1, got True"),
         ({"features_only": True, "feature_cls": "fx"}, "need feature_cls='getter'"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 from torch.nn import functional as F
 
@@ -104,7 +104,9 @@ def test_a_mixed_label_costs_what_its_soft_label_costs(criterion):
     torch.testing.assert_close(task(x, y, plan=PLAN)["loss"], expected)
 
 
-@pytest.mark.parametrize("criterion", [None, nn.CrossEntropyLoss(label_smoothing=0.1), BinaryCrossEntropy(0.0)])
+@pytest.mark.parametrize(
+    "criterion", [None, nn.CrossEntropyLoss(label_smoothing=0.1), BinaryCrossEntropy(0.0), SoftTargetCrossEntropy()]
+)
 @pytest.mark.parametrize("mixup", [0.0, 0.2])
 def test_one_hot_targets_count_as_class_indices(criterion, mixup):
     x, y = _batch()

@@ -107,11 +107,18 @@ def concurrent_parts(
 def _known_devices(devices: Sequence[Device]) -> List[torch.device]:
     if isinstance(devices, (str, int, torch.device)) or len(devices) == 0:
         raise ValueError(f"devices must be a list of one or more devices (None: where the parts lie), got {devices!r}")
-    known = [torch.device(device) for device in devices]
+    known = [_known_device(device) for device in devices]
     for device in known:
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"devices must exist, got {device} on a machine with {torch.cuda.device_count()} GPUs")
     return known
+
+
+def _known_device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"devices must be names such as 'cpu' or 'cuda:0', got {device!r}") from None
 
 
 def _place(parts: Sequence[nn.Module], devices: Sequence[torch.device]) -> None:
@@ -136,7 +143,9 @@ def _device_of(part: nn.Module) -> torch.device:
 
 
 def _over_tensors(output: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """`change` every tensor of an output: a tensor, or lists and tuples of them."""
+    """`change` every tensor of an output: a tensor, or lists, tuples and dicts of them."""
+    if isinstance(output, dict):
+        return {key: _over_tensors(item, change) for key, item in output.items()}
     if isinstance(output, (list, tuple)):
         return type(output)(_over_tensors(item, change) for item in output)
     return change(output)

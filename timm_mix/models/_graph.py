@@ -106,6 +106,8 @@ def _capture(distinct: Sequence[torch.Tensor], places: Sequence[int], run: Run) 
 
 
 def _copied(output: Any) -> Any:
+    if isinstance(output, dict):
+        return {key: _copied(item) for key, item in output.items()}
     if isinstance(output, (list, tuple)):
         return type(output)(_copied(item) for item in output)
     return output.clone()

@@ -61,8 +61,9 @@ def _build(variant: str, backbone: str, width: float, device: Any = None, **kwar
 
 
 def _cfg(backbone: str) -> Dict[str, Any]:
-    plain = get_pretrained_cfg(backbone) if isinstance(backbone, str) and timm.is_model(backbone) else None
-    return backbone_cfg(backbone, *((plain.first_conv, plain.classifier) if plain else ("", "")))
+    shared = backbone_cfg(backbone, "", "")  # raises for a name that timm does not know
+    plain = get_pretrained_cfg(backbone)
+    return {**shared, "first_conv": plain.first_conv, "classifier": plain.classifier}
 
 
 default_cfgs = generate_default_cfgs({name: _cfg(family.backbone) for name, family in FAMILIES.items()})

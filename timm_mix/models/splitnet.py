@@ -157,15 +157,24 @@ class SplitNet(nn.Module):
 
     def forward_intermediates(
         self, x: torch.Tensor, **kwargs: Any
-    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]], Dict[str, Any]]:
         """The parts' intermediate features, side by side on the channel axis; keyword arguments as in timm."""
         images = [select_member(x, i, self.num_members) for i in range(self.num_members)]
         parts = self._each("forward_intermediates", images, **kwargs)
         nchw = kwargs.get("output_fmt", "NCHW") == "NCHW"
+        if isinstance(parts[0], dict):  # timm's ViTs, with output_dict=True
+            return {key: self._joined([part[key] for part in parts], key, nchw) for key in parts[0]}
         if kwargs.get("intermediates_only"):
             return [_side_by_side(levels, nchw) for levels in zip(*parts, strict=True)]
         final = concat_channels([features for features, _ in parts], self.channels_last)
         return final, [_side_by_side(levels, nchw) for levels in zip(*(levels for _, levels in parts), strict=True)]
+
+    @torch.jit.ignore
+    def _joined(self, values: List[Any], key: str, nchw: bool) -> Any:
+        """One entry of the parts' dicts: the final features, or a list of levels."""
+        if key == "image_features":
+            return concat_channels(values, self.channels_last)
+        return [_side_by_side(levels, nchw) for levels in zip(*values, strict=True)]
 
     def prune_intermediate_layers(self, indices: Union[int, List[int]] = 1, **kwargs: Any) -> List[int]:
         """Drop what the chosen features do not need; returns their indices."""
@@ -216,7 +225,8 @@ def _side_by_side(levels: Any, nchw: bool) -> Any:
 
 
 def _cfg(backbone: str, split: int) -> Dict[str, Any]:
-    plain = get_pretrained_cfg(backbone) if isinstance(backbone, str) else None
+    backbone_cfg(backbone, (), ())  # raises for a name that timm does not know
+    plain = get_pretrained_cfg(backbone)
     names = {"first_conv": plain.first_conv if plain else None, "classifier": plain.classifier if plain else None}
     return backbone_cfg(backbone, **{key: _of_parts(value, split) for key, value in names.items()})
 

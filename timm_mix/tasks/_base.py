@@ -184,8 +184,11 @@ def names_without_decay(model: nn.Module, prefix: str) -> set[str]:
 def soft_criterion(criterion: Criterion) -> Criterion:
     """The same criterion for soft labels: timm's label smoothing takes class indices only, torch's takes both.
 
-    timm's BinaryCrossEntropy and PolyCrossEntropy take both, but smooth class indices only.
+    timm's BinaryCrossEntropy and PolyCrossEntropy take both, but smooth class indices only; its SoftTargetCrossEntropy
+    takes soft labels only, torch's is the same and takes both.
     """
+    if isinstance(criterion, SoftTargetCrossEntropy):
+        return nn.CrossEntropyLoss()
     if isinstance(criterion, LabelSmoothingCrossEntropy):
         return nn.CrossEntropyLoss(label_smoothing=criterion.smoothing)
     if isinstance(criterion, BinaryCrossEntropy | PolyCrossEntropy) and criterion.smoothing:
