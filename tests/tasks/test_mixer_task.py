@@ -97,8 +97,16 @@ def test_one_hot_labels_cost_what_indices_cost(criterion):
 
 
 def test_a_criterion_without_smoothing_stays_itself():
-    for criterion in (SoftTargetCrossEntropy(), BinaryCrossEntropy(0.0)):
-        assert soft_criterion(criterion) is criterion
+    criterion = BinaryCrossEntropy(0.0)
+    assert soft_criterion(criterion) is criterion
+
+
+def test_a_soft_cross_entropy_takes_class_indices_too():
+    z, y = torch.randn(5, K), torch.arange(5) % K
+    soft = F.one_hot(y, K).float()
+    expected = SoftTargetCrossEntropy()(z, soft)
+    for target in (y, soft):
+        torch.testing.assert_close(soft_criterion(SoftTargetCrossEntropy())(z, target), expected)
 
 
 def test_the_clock_takes_what_becomes_known_later():

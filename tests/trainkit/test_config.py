@@ -157,7 +157,10 @@ def test_a_no_flag_takes_back_what_the_recipe_switches_on(recipe):
         ("", "recipe.yaml must be a mapping of settings, got NoneType"),
         ("epochs: [1\nlr: {", "recipe.yaml is not valid yaml: "),
         ("\tepochs: 1", "recipe.yaml is not valid yaml: "),
-        ("task: mixmoo", "task must be one of classification, mixmo, cotraining, got 'mixmoo'"),
+        (
+            "task: mixmoo",
+            "task must be one of classification, mixmo, cotraining, recursivemix, automix, manifoldmixup, got 'mixmoo'",
+        ),
         ("epochs: 0", "epochs must be >= 1, got 0"),
     ],
 )
@@ -190,7 +193,10 @@ def test_a_missing_recipe_is_one_line(tmp_path):
         (["--mix", "=cut"], "--mix takes key=value pairs, got '=cut'"),
         (["--model-kwargs", "members"], "--model-kwargs takes key=value pairs, got 'members'"),
         (["--model-kwargs", "members={"], r"--model-kwargs.*'members=\{'"),
-        (["--task", "mixup"], "task must be one of classification, mixmo, cotraining, got 'mixup'"),
+        (
+            ["--task", "mixup"],
+            "task must be one of classification, mixmo, cotraining, recursivemix, automix, manifoldmixup, got 'mixup'",
+        ),
         (["--aug", "big"], "aug must be one of small, imagenet, none, got 'big'"),
         (["--amp-dtype", "fp16"], "amp_dtype must be one of bfloat16, float16, got 'fp16'"),
         (["--clip-mode", "max"], "clip_mode must be one of norm, value, agc, got 'max'"),
