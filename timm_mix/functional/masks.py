@@ -164,10 +164,9 @@ def _rare_places(gamma: Tensor, most: float, size: Shape, generator: torch.Gener
     spots = torch.randint(
         places, (size[0], int(mean + 6 * math.sqrt(mean)) + 6), generator=generator, device=gamma.device
     )
-    spots += places * torch.arange(size[0], device=gamma.device)[:, None]
-    spots.masked_fill_(torch.arange(spots.shape[1], device=gamma.device) >= drawn[:, None], size[0] * places)
-    hit = torch.zeros(size[0] * places + 1, dtype=torch.bool, device=gamma.device)  # the last takes what is too much
-    return hit.index_fill_(0, spots.flatten(), True)[:-1].view(size)
+    spots.masked_fill_(torch.arange(spots.shape[1], device=gamma.device) >= drawn[:, None], places)
+    hit = torch.zeros(size[0], places + 1, dtype=torch.bool, device=gamma.device)  # the last takes what is too much
+    return hit.scatter_(1, spots, True)[:, :-1].view(size)
 
 
 def _sort_rows(values: Tensor) -> Tensor:
