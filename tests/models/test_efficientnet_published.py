@@ -151,3 +151,12 @@ def test_other_numbers_of_parts_are_refused(split):
 def test_another_number_of_stages_is_refused():
     with pytest.raises(ValueError, match=r"channels must be 7 widths, one per stage, got \(8, 16\)"):
         timm.create_model("efficientnetb0", channels=(8, 16), device="meta")
+
+
+@pytest.mark.parametrize("arch", ["efficientnetb0", "efficientnetb1_cifar", "splitnet_efficientnetb0_s2"])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("drop_rate", 1.0), ("drop_path_rate", -0.2), ("residual_drop_rate", 1.5), ("drop_rate", "0.2")]
+)
+def test_a_rate_that_drops_everything_or_less_than_nothing_is_refused(arch, name, rate):
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\), got {rate!r}"):
+        timm.create_model(arch, device="meta", **{name: rate})

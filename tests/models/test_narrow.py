@@ -85,6 +85,9 @@ def test_backbone_and_width_are_saved(tmp_path):
     [
         ("narrow_vgg", {"width": 0}, "width must be > 0 and <= 1, got 0"),
         ("narrow_vgg", {"width": 1.5}, "width must be > 0 and <= 1, got 1.5"),
+        ("narrow_vgg", {"width": "half"}, "width must be > 0 and <= 1, got 'half'"),
+        ("narrow_vgg", {"width": (0.5,)}, r"width must be > 0 and <= 1, got \(0.5,\)"),
+        ("narrow_vgg", {"width": True}, "width must be > 0 and <= 1, got True"),
         ("narrow_vgg", {"backbone": "resnet18"}, "narrows timm's VGG, but 'resnet18' is a ResNet; .* such as 'vgg11'"),
         ("narrow_vgg", {"backbone": "vgg"}, "backbone must be a model name that timm knows"),
         ("narrow_vgg", {"backbone": "vgg11.no_such_tag"}, "backbone must be a model name that timm knows"),

@@ -88,6 +88,12 @@ def test_a_part_that_is_not_there_is_an_error(part):
         _create(only_part=part)
 
 
+@pytest.mark.parametrize("name", ["splitnet", "splitnet_resnet18_s2"])
+def test_one_part_has_no_features_of_the_whole(name):
+    with pytest.raises(ValueError, match=r"only_part=0 has forward\(\) only: drop features_only, or take the whole"):
+        timm.create_model(name, only_part=0, features_only=True, device="meta")
+
+
 def test_a_part_elsewhere_cannot_be_run():
     with pytest.raises(RuntimeError, match="this part lies on another process"):
         _create(only_part=1).subnets[0](torch.randn(1, 3, 16, 16))

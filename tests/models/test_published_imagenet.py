@@ -368,6 +368,13 @@ def test_a_flat_stem_needs_an_even_width():
         timm.create_model("se_resnet50", stem_width=33)
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, "high", True, math.nan])
+@pytest.mark.parametrize("name", ["drop_rate", "drop_path_rate", "drop_block_rate"])
+def test_a_rate_that_drops_everything_or_less_than_nothing_is_refused(name, rate):
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\), got {rate!r}"):
+        timm.create_model("se_resnet50_b", device="meta", **{name: rate})
+
+
 def test_each_family_is_listed_by_its_file():
     for module in (resnet_e, se_resnet, resnexst):
         assert set(timm.list_models(module=module.__name__.rpartition(".")[2])) == set(module.NETS)

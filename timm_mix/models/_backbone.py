@@ -14,6 +14,7 @@ __all__ = [
     "backbone_cfg",
     "build_backbone",
     "check_count",
+    "check_drop_rates",
     "features_cfg",
     "first_conv_name",
     "is_linear_conv",
@@ -124,6 +125,15 @@ def check_count(name: str, value: Any) -> None:
     """Raise a ValueError unless `value` is an integer >= 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def check_drop_rates(kwargs: Dict[str, Any]) -> None:
+    """Raise a ValueError unless every drop_rate, drop_path_rate, ... is in [0, 1): 1 would drop everything."""
+    for name, rate in kwargs.items():
+        if "drop" not in name or not name.endswith("_rate") or rate is None:
+            continue
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
 
 
 def _known_cfg(name: Any) -> Any:

@@ -20,6 +20,7 @@ from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 
+from timm_mix.models._backbone import check_drop_rates
 from timm_mix.models._entrypoints import register_table
 
 __all__ = ["ARCHS", "Arch", "Widths", "scaled_widths"]
@@ -193,6 +194,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_efficientnet(variant: str, pretrained: bool, **kwargs: Any) -> EfficientNet:
+    check_drop_rates(kwargs)
     cifar = variant.endswith("_cifar")
     kwargs.setdefault("num_classes", default_cfgs[variant].default.num_classes)
     return build_model_with_cfg(

@@ -47,8 +47,8 @@ def count_narrow(variant: str, whole: nn.Module, width: float) -> int:
 
 def _build(variant: str, backbone: str, width: float, device: Any = None, **kwargs: Any) -> nn.Module:
     family = FAMILIES[variant]
-    if not 0 < width <= 1:
-        raise ValueError(f"width must be > 0 and <= 1, got {width}")
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 1:
+        raise ValueError(f"width must be > 0 and <= 1, got {width!r}")
     model = timm.create_model(backbone, pretrained=False, device="meta", **kwargs)
     if not isinstance(model, family.kind):
         raise ValueError(

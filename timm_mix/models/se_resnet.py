@@ -21,6 +21,7 @@ from timm.models._features_fx import register_notrace_module
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
+from timm_mix.models._backbone import check_drop_rates
 from timm_mix.models._entrypoints import register_table
 from timm_mix.models._published import imagenet_cfg, init_classifier, use_ceil_pool
 
@@ -110,6 +111,7 @@ def _add_drop_block(block: Bottleneck, drop: Any) -> None:
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> ResNet:
+    check_drop_rates(kwargs)
     return build_model_with_cfg(_build, variant, pretrained, **{**NETS[variant], **kwargs})
 
 

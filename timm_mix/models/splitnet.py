@@ -237,6 +237,10 @@ def _of_parts(name: Any, split: int) -> Tuple[str, ...]:
 
 
 def _create_splitnet(variant: str, pretrained: bool, backbone: str, split: int, **kwargs: Any) -> SplitNet:
+    if kwargs.get("features_only") and kwargs.get("only_part") is not None:
+        raise ValueError(
+            f"only_part={kwargs['only_part']!r} has forward() only: drop features_only, or take the whole model"
+        )
     feature_cfg = features_cfg(backbone, kwargs)
     return build_model_with_cfg(
         SplitNet, variant, pretrained, feature_cfg=feature_cfg, backbone=backbone, split=split, **kwargs
