@@ -3,6 +3,7 @@
 import io
 
 import pytest
+import timm
 import torch
 from small_nets import NETS, K, batch, small_net
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 import timm_mix
 from timm_mix.functional.recursivemix import RecursiveMixPlan
-from timm_mix.tasks._region import feature_map, region_vector
+from timm_mix.tasks._region import check_feature_map, feature_map, region_vector
 
 PLAN = RecursiveMixPlan((16, 48, 8, 56), 1 - 32 * 48 / 64**2)
 
@@ -221,3 +222,55 @@ def test_tokens_that_fill_no_grid_are_named():
         feature_map(model, [torch.zeros(2, 16, 24)], (64, 64))
     with pytest.raises(ValueError, match=r"has features .*; wanted a map or tokens"):
         feature_map(model, torch.zeros(2, 16), (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "tokens"),
+    [
+        ("pit_ti_224", {"base_dims": (8, 8, 8), "heads": (1, 1, 1)}, 1),
+        ("pit_ti_distilled_224", {"base_dims": (8, 8, 8), "heads": (1, 1, 1)}, 2),
+        ("volo_d1_224", {"device": "meta"}, 197),
+    ],
+)
+def test_a_model_whose_class_token_cannot_be_told_from_places_is_refused_at_once(name, settings, tokens):
+    model = timm.create_model(name, num_classes=K, **settings)
+    with pytest.raises(
+        ValueError, match=rf"the {tokens} tokens of \w+ fill no grid over \(224, 224\) px: take another"
+    ):
+        _task(model=model)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(16, 4), (4, 2)])
+def test_all_tokens_or_squares_of_them_are_a_grid(tokens, rows):
+    features = torch.arange(2.0 * (1 + tokens) * 24).view(2, 1 + tokens, 24)
+    maps = feature_map(small_net("vit"), features, (64, 64))
+    assert torch.equal(maps, features[:, 1:].mT.reshape(2, 24, rows, rows))
+
+
+@pytest.mark.parametrize("tokens", [1, 12])
+def test_some_of_the_tokens_are_no_grid(tokens):
+    """4 x 4 places; 12 tokens are what patch_drop_rate=0.25 leaves, and would fill 3 x 4."""
+    with pytest.raises(ValueError, match=f"the {tokens} tokens of VisionTransformer fill no grid"):
+        feature_map(small_net("vit"), torch.zeros(2, 1 + tokens, 24), (64, 64))
+
+
+def test_trying_a_model_leaves_it_as_it_was():
+    model = small_net("resnet", drop_rate=0.5)
+    model.layer2.eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    check_feature_map(model)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("settings", [{"in_chans": 1}, {"device": "meta"}])
+def test_a_model_of_other_channels_or_without_weights_is_tried_too(settings, monkeypatch):
+    seen = []
+    model = small_net("resnet", **settings)
+    monkeypatch.setattr(type(model), "forward_features", lambda self, x: seen.append(x.shape) or x[..., 0, 0])
+    with pytest.raises(ValueError, match=r"ResNet has features \[1, \d\]; wanted a map or tokens"):
+        check_feature_map(model)
+    assert seen == [(1, settings.get("in_chans", 3), 224, 224)]

@@ -109,6 +109,19 @@ class MixingTask(TrainingTask):
         self.eval_model = self.trainable_module
         return self.trainable_module
 
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The model that is evaluated and saved, without what serves the training alone."""
+        if module is None:
+            own = "eval_model_ema" if ema else "eval_model"
+            if hasattr(self, own):
+                return getattr(self, own)
+            module = self.get_trainable_module(ema=ema)
+        return None if module is None else self._without_extras(module)
+
+    def _without_extras(self, module: nn.Module) -> nn.Module:
+        """The model in what is trained; tasks that train more than the model say where it is."""
+        return module
+
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """The clock and the generator; loadable with weights_only=True."""
         if ema:

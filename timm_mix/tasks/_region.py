@@ -1,5 +1,6 @@
 """Feature maps of any timm model, and one vector per image from a region of them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-__all__ = ["feature_map", "is_nhwc", "region_logits", "region_vector"]
+__all__ = ["check_feature_map", "feature_map", "is_nhwc", "region_logits", "region_vector"]
 
 
 def feature_map(model: nn.Module, features: Tensor, size: Sequence[int]) -> Tensor:
@@ -17,20 +18,66 @@ def feature_map(model: nn.Module, features: Tensor, size: Sequence[int]) -> Tens
     Shapes: features [B, C, h, w], [B, h, w, C] or [B, prefix + h w, C]; size (H, W) of the images.
         returns [B, C, h, w].
     Raises:
-        ValueError: features of another form, tokens that fill no grid of the image's proportions.
+        ValueError: features of another form, tokens that fill no grid of the image's proportions, or not all of one.
     """
     plain: Any = unwrap_model(model)
     if not isinstance(features, Tensor):
-        raise ValueError(f"{type(plain).__name__} has {type(features).__name__} features; wanted a map or tokens")
+        raise ValueError(
+            f"{type(plain).__name__} has {type(features).__name__} features; wanted a map or tokens: take another model"
+        )
     if features.ndim == 4:
         return features.permute(0, 3, 1, 2) if is_nhwc(model) else features
     if features.ndim != 3:
         raise ValueError(f"{type(plain).__name__} has features {list(features.shape)}; wanted a map or tokens")
     tokens = features[:, getattr(plain, "num_prefix_tokens", 0) :]
     rows = round((tokens.shape[1] * size[0] / size[1]) ** 0.5)
-    if rows < 1 or tokens.shape[1] % rows:
-        raise ValueError(f"the {tokens.shape[1]} tokens of {type(plain).__name__} fill no grid over {tuple(size)} px")
+    if rows < 1 or tokens.shape[1] % rows or not _covers(plain, rows, tokens.shape[1] // rows, size):
+        raise ValueError(
+            f"the {tokens.shape[1]} tokens of {type(plain).__name__} fill no grid over {tuple(size)} px: take another "
+            f"model, or no patch_drop_rate"
+        )
     return tokens.mT.unflatten(2, (rows, tokens.shape[1] // rows))
+
+
+def _covers(plain: Any, rows: int, columns: int, size: Sequence[int]) -> bool:
+    """Whether a grid has a token for every place, or for every square of places.
+
+    The class token alone (timm's PiT) and the tokens that a patch_drop_rate leaves do not.
+    """
+    levels = getattr(plain, "feature_info", None)
+    if not levels:
+        return True
+    reduction = levels[-1]["reduction"]
+    for places in ([s // reduction for s in size], [math.ceil(s / reduction) for s in size]):
+        squares = places[0] * columns == places[1] * rows and places[0] % rows == 0
+        if squares and (rows * columns > 1 or max(places) == 1):
+            return True
+    return False
+
+
+@torch.no_grad()
+def check_feature_map(model: nn.Module) -> None:
+    """Try one image of the size that the model names, so that features without places are an error at once.
+
+    Raises:
+        ValueError: as feature_map does. A model that takes another size is known in its first step only.
+    """
+    plain: Any = unwrap_model(model)
+    parameter, modes = next(plain.parameters()), {module: module.training for module in plain.modules()}
+    channels, *size = (getattr(plain, "pretrained_cfg", None) or {}).get("input_size") or (0,)
+    if not size:
+        return
+    shape = (1, getattr(plain, "in_chans", channels), *size)
+    image = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+    plain.eval()  # BatchNorm's statistics and every generator stay as they are
+    try:
+        features = plain.forward_features(image)
+    except (RuntimeError, AssertionError, ValueError):
+        return
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    feature_map(plain, features, size)
 
 
 def is_nhwc(model: nn.Module) -> bool:

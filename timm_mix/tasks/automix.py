@@ -215,15 +215,9 @@ class AutoMixTask(MixingTask):
         self.eval_model = torch.compile(self.follower.model, backend=backend, mode=mode, **compile_kwargs)
         return self.eval_model
 
-    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The momentum copy as one plain timm model; with `ema` the averaged online one."""
-        if module is None:
-            if not ema:
-                return self.eval_model
-            if hasattr(self, "eval_model_ema"):
-                return self.eval_model_ema
-            module = self.get_trainable_module(ema=True)
-        return None if module is None else unwrap_model(module).two.model
+    def _without_extras(self, module: nn.Module) -> nn.Module:
+        """The online model: what is evaluated with `ema` is its average."""
+        return unwrap_model(module).two.model
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Clock, generator, online network, Mix Block and the copy's second head; loadable with weights_only=True."""

@@ -18,7 +18,7 @@ from timm_mix.functional.recursivemix import (
 )
 from timm_mix.models._members import prefix_matcher
 from timm_mix.tasks._base import MixingTask, names_without_decay, soft_criterion
-from timm_mix.tasks._region import feature_map, region_logits, region_vector
+from timm_mix.tasks._region import check_feature_map, feature_map, region_logits, region_vector
 
 __all__ = ["RecursiveMixTask"]
 
@@ -63,6 +63,7 @@ class RecursiveMixTask(MixingTask):
             raise ValueError(f"omega must be >= 0 and finite, got {omega!r}")
         plan = plan_recursivemix((1, 1), alpha, rng=np.random.default_rng(0))  # a wrong setting is an error now
         paste_history(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), plan, resize)
+        check_feature_map(model)
         self.criterion = soft_criterion(self.criterion)
         self.alpha = alpha
         self.omega = omega
@@ -127,15 +128,9 @@ class RecursiveMixTask(MixingTask):
         self.eval_model = torch.compile(self.eval_model, backend=backend, mode=mode, **compile_kwargs)
         return self.eval_model
 
-    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+    def _without_extras(self, module: nn.Module) -> nn.Module:
         """The plain model, without the region head."""
-        if module is None:
-            if not ema:
-                return self.eval_model
-            if hasattr(self, "eval_model_ema"):
-                return self.eval_model_ema
-            module = self.get_trainable_module(ema=True)
-        return None if module is None else unwrap_model(module).model
+        return unwrap_model(module).model
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Clock, generator, history and region head; loadable with weights_only=True."""
