@@ -123,7 +123,7 @@ def _distributed(row, column, rank):
 def _work(rank, world, port, out):
     os.environ.update(place(rank, world, port))
     dist.init_process_group("gloo")
-    found = {f"{row}/{column}": _distributed(row, column, rank) for row in ROWS for column in COLUMNS}
+    found = {f"{row} over {column}": _distributed(row, column, rank) for row in ROWS for column in COLUMNS}
     torch.save(found, out / f"rank{rank}.pt")
     dist.destroy_process_group()
 
