@@ -88,14 +88,17 @@ def test_one_epoch_trains_and_the_checkpoint_loads_in_timm(name, images, tmp_pat
     assert [getattr(module, key) for module, key in NAMES] == BEFORE
 
 
-@pytest.mark.parametrize("name", ["cutmix", "recursivemix"])
+@pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_goes_on_drawing_where_it_stopped(name, images, tmp_path):
     whole = launch(name, images, tmp_path / "whole", "--epochs", "2")
-    launch(name, images, tmp_path / "half")
-    last = tmp_path / "half" / "last.pth.tar"
-    rest = launch(name, images, tmp_path / "rest", "--epochs", "2", "--resume", str(last))
+    first = tmp_path / "whole" / "checkpoint-0.pth.tar"
+    rest = launch(name, images, tmp_path / "rest", "--epochs", "2", "--resume", str(first))
     assert (rest.step, rest.total_steps) == (2 * STEPS, 2 * STEPS)
     assert rest.get_task_state()["rng"] == whole.get_task_state()["rng"]
+    assert torch.load(tmp_path / "rest" / "last.pth.tar", weights_only=False)["epoch"] == 1
+    before = torch.load(first, weights_only=False)["state_dict"]
+    trained = dict(unwrap_model(rest.get_eval_model()).named_parameters())
+    assert all(not torch.equal(parameter, before[key]) for key, parameter in trained.items())
 
 
 THREE_LINES = {

@@ -86,13 +86,41 @@ def main():
         task = LogitDistillationTask(model, args.kd_model_name, criterion=train_loss_fn, device=device)
     else:
         task = ClassificationTask(model=model, criterion=train_loss_fn, device=device, verbose=args.rank == 0)
-    model = task.get_trainable_module()
-    eval_model = task.get_eval_model()
+    optimizer = create_optimizer_v2(task.get_trainable_module(), opt=args.opt, lr=args.lr, momentum=0.9)
+    autocast, loss_scaler = make_amp(args, device)
+    resume_epoch, eval_model = set_up(args, task, optimizer, loss_scaler, device)
 
-    optimizer = create_optimizer_v2(model, opt=args.opt, lr=args.lr, momentum=0.9)
+    updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
+    lr_scheduler, num_epochs = create_scheduler_v2(
+        optimizer, sched=args.sched, num_epochs=args.epochs, updates_per_epoch=updates_per_epoch
+    )
+    saver = None
+    if args.rank == 0:
+        saver = make_saver(args, task, optimizer, loss_scaler)
+    for epoch in range(resume_epoch or 0, num_epochs):
+        if hasattr(loader_train.sampler, "set_epoch"):
+            loader_train.sampler.set_epoch(epoch)
+        train_one_epoch(epoch, args, task, loader_train, mixup_fn, optimizer, loss_scaler, autocast, device)
+        top1 = validate_all(args, task, eval_model, loader_eval, autocast, device)
+        _logger.info("epoch %d: top1 %.1f", epoch, top1)
+        if lr_scheduler is not None:
+            lr_scheduler.step(epoch + 1, top1)
+        if saver is not None:
+            saver.save_checkpoint(epoch, metric=top1)
+    if args.distributed:
+        torch.distributed.destroy_process_group()
+
+
+def make_amp(args, device):
+    """The autocast of a step, and a scaler of its loss where float16 needs one."""
     amp_dtype = torch.bfloat16 if args.amp_dtype == "bfloat16" else torch.float16
     autocast = torch.autocast(device.type, amp_dtype) if args.amp else nullcontext()
-    loss_scaler = NativeScaler(device=device.type) if args.amp and amp_dtype == torch.float16 else None
+    return autocast, NativeScaler(device=device.type) if args.amp and amp_dtype == torch.float16 else None
+
+
+def set_up(args, task, optimizer, loss_scaler, device):
+    """Resume, average, compile and distribute; the epoch to go on with and the model to evaluate."""
+    eval_model = task.get_eval_model()
     resume_epoch = None
     if args.resume:
         resume_epoch = resume_task_checkpoint(task, args.resume, optimizer=optimizer, loss_scaler=loss_scaler)
@@ -104,34 +132,19 @@ def main():
         eval_model = task.compile(backend=args.torchcompile)
     if args.distributed:
         task.prepare_distributed(device_ids=[device])
-        model = task.get_trainable_module()
+    return resume_epoch, eval_model
 
-    updates_per_epoch = -(-len(loader_train) // args.grad_accum_steps)
-    lr_scheduler, num_epochs = create_scheduler_v2(
-        optimizer, sched=args.sched, num_epochs=args.epochs, updates_per_epoch=updates_per_epoch
+
+def make_saver(args, task, optimizer, loss_scaler):
+    os.makedirs(args.output, exist_ok=True)
+    return CheckpointSaver(
+        model=task.get_trainable_module(),
+        optimizer=optimizer,
+        args=args,
+        amp_scaler=loss_scaler,
+        checkpoint_dir=args.output,
+        task=task,
     )
-    saver = None
-    if args.rank == 0:
-        os.makedirs(args.output, exist_ok=True)
-        saver = CheckpointSaver(
-            model=model, optimizer=optimizer, args=args, amp_scaler=loss_scaler, checkpoint_dir=args.output, task=task
-        )
-    for epoch in range(resume_epoch or 0, num_epochs):
-        if hasattr(loader_train.sampler, "set_epoch"):
-            loader_train.sampler.set_epoch(epoch)
-        train_one_epoch(epoch, args, task, loader_train, mixup_fn, optimizer, loss_scaler, autocast, device)
-        if args.distributed:
-            distribute_bn(model, args.world_size, True)
-        top1 = validate(args, eval_model, loader_eval, autocast, device)
-        if args.model_ema:
-            top1 = validate(args, task.get_eval_model(ema=True), loader_eval, autocast, device)
-        _logger.info("epoch %d: top1 %.1f", epoch, top1)
-        if lr_scheduler is not None:
-            lr_scheduler.step(epoch + 1, top1)
-        if saver is not None:
-            saver.save_checkpoint(epoch, metric=top1)
-    if args.distributed:
-        torch.distributed.destroy_process_group()
 
 
 def make_loader(args, data_config, device, split, is_training, collate_fn=None):
@@ -218,6 +231,14 @@ def step(loss, args, task, optimizer, loss_scaler, need_update):
         if args.clip_grad is not None:
             dispatch_clip_grad(task.get_clip_parameters(), value=args.clip_grad)
         optimizer.step()
+
+
+def validate_all(args, task, eval_model, loader, autocast, device):
+    """The accuracy of the model, or of the averaged one where there is one."""
+    if args.distributed:
+        distribute_bn(task.get_trainable_module(), args.world_size, True)
+    top1 = validate(args, eval_model, loader, autocast, device)
+    return validate(args, task.get_eval_model(ema=True), loader, autocast, device) if args.model_ema else top1
 
 
 def validate(args, model, loader, autocast, device):
