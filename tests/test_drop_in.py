@@ -1,11 +1,9 @@
 """drop_in over a script that is written as timm's own train script is: every task and mixer."""
 
-import contextlib
 import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +18,7 @@ import timm.task
 import torch
 from drop_in_runs import BATCH, NAMES, RUNS, SCRIPT, STEPS, TRAIN, Run, write_digits
 from PIL import Image
+from processes import free_ports
 from timm.utils import unwrap_model
 
 from timm_mix import _drop_in
@@ -246,14 +245,6 @@ def command(*argv, **kwargs):
             os.killpg(process.pid, signal.SIGKILL)  # a process that waits for another one outlives its launcher
             raise
     return process.returncode, printed, errors
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

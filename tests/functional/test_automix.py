@@ -88,6 +88,22 @@ def test_mixing_equals_a_loop_over_samples():
         torch.testing.assert_close(mixed[b], images[b] * masks[b, 0] + images[partner] * masks[b, 1])
 
 
+def test_swapping_a_pair_and_its_masks_leaves_the_mix():
+    images, masks, partners = torch.rand(B, 3, *SIZE, dtype=torch.float64), _masks(), torch.tensor([3, 0, 4, 1, 2])
+    swapped = mix_pairs(images[partners], partners.argsort(), masks.flip(1))
+    torch.testing.assert_close(swapped, mix_pairs(images, partners, masks))
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.2, 0.45, 0.9, 1.0])
+def test_swapping_the_pair_mirrors_constant_and_adjusted_masks_and_keeps_the_mask_loss(lam):
+    """Not the masks from attention: the query is the sample's, key and value are its partner's."""
+    masks = _masks()
+    torch.testing.assert_close(constant_masks(1 - lam, masks), constant_masks(lam, masks).flip(1))
+    torch.testing.assert_close(adjust_masks(masks.flip(1), 1 - lam), adjust_masks(masks, lam).flip(1))
+    for variance in (False, True):
+        torch.testing.assert_close(mask_loss(masks.flip(1), 1 - lam, variance), mask_loss(masks, lam, variance))
+
+
 @pytest.mark.parametrize("lam", [0.2, 0.5, 0.9])
 def test_adjusted_masks_have_lam_on_average_and_still_sum_to_one(lam):
     masks = _masks()
@@ -136,6 +152,16 @@ def test_momentum_is_constant_then_rises_to_its_end():
     assert curve[0] == pytest.approx(0.999999 - 0.000999 * (math.cos(0.1 * math.pi) + 1) / 2)
     assert curve[-1] == pytest.approx(0.999999)
     assert momentum_at(0.2, warmup=0.25) == 0.999
+
+
+def test_schedules_equal_their_formulas_at_every_iteration():
+    steps = 40
+    for it in range(steps + 1):
+        cosine = (math.cos(math.pi * it / steps) + 1) / 2
+        raised = 0.99999 - (0.99999 - 0.99) * cosine
+        momentum = momentum_at(it / steps, base=0.99, end=0.99999, warmup=0.25)
+        assert momentum == pytest.approx(0.99 if it < 10 else raised, rel=1e-12)
+        assert mask_loss_weight(it / steps, 0.3, decay=True) == pytest.approx(0.3 * cosine, abs=1e-12)
 
 
 def test_mask_loss_weight_is_constant_or_falls_to_zero():

@@ -63,6 +63,29 @@ def test_bilinear_paste_keeps_the_corners():
         torch.testing.assert_close(mixed[:, :, new[0], new[1]], old[:, :, before[0], before[1]])
 
 
+def test_bilinear_paste_equals_a_loop():
+    """Corner on corner: place i of n lies at i (m - 1) / (n - 1) of the m that were."""
+    images, old = _images(seed=1).double(), _images(height=9, width=6, seed=2).double()
+    expected = images.clone()
+    for y in range(4):
+        for x in range(7):
+            v, u = y * 8 / 3, x * 5 / 6
+            top, left = min(int(v), 7), min(int(u), 4)
+            a, b = v - top, u - left
+            rows = [(1 - b) * old[:, :, top + i, left] + b * old[:, :, top + i, left + 1] for i in range(2)]
+            expected[:, :, 2 + y, 3 + x] = (1 - a) * rows[0] + a * rows[1]
+    mixed = paste_history(images, old, RecursiveMixPlan((2, 6, 3, 10), 1 - 28 / 77), mode="bilinear")
+    torch.testing.assert_close(mixed, expected)
+
+
+def test_targets_equal_a_loop():
+    y, old = (torch.rand(B, K, dtype=torch.float64).softmax(1) for _ in range(2))
+    mixed = recursive_targets(y, old, RecursiveMixPlan((0, 4, 0, 4), 0.7))
+    for b in range(B):
+        for k in range(K):
+            assert float(mixed[b, k]) == pytest.approx(0.7 * float(y[b, k]) + 0.3 * float(old[b, k]), rel=1e-12)
+
+
 def test_an_empty_box_leaves_images_and_targets():
     images, old = _images(seed=1), _images(seed=2)
     plan = RecursiveMixPlan((3, 3, 2, 9), 1.0)

@@ -93,6 +93,18 @@ def test_a_switched_off_block_learns_from_the_mask_loss_alone():
     assert any(float(p.grad.abs().max()) > 0 for p in two.get_trainable_module().block.parameters())
 
 
+@pytest.mark.parametrize("kind", NETS)
+def test_the_mixup_loss_of_the_copy_reaches_the_mix_block_alone(kind):
+    gradients = []
+    for switched_off in (False, True):
+        task = _stirred(_task(kind))
+        task(*batch(), _plan(switched_off=switched_off))["loss"].backward()
+        gradients.append({name: p.grad for name, p in task.get_trainable_module().named_parameters()})
+        assert all(p.grad is None for p in task.follower.parameters())
+    learned = {name for name, gradient in gradients[0].items() if not torch.equal(gradient, gradients[1][name])}
+    assert learned == {name for name in gradients[0] if name.startswith("block.")}
+
+
 def test_the_momentum_copy_gets_no_gradient_and_follows_once_per_update():
     task = _task(momentum=0.9, total_steps=100)
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.5)

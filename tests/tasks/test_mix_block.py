@@ -1,5 +1,7 @@
 """The Mix Blocks of AutoMix and SAMix."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,6 +40,68 @@ def test_automix_feeds_lam_to_the_sample_and_the_rest_to_its_partner():
     own, partner = torch.cat([f, lam], 1), torch.cat([f[PARTNERS], 1 - lam], 1)
     expected = attention_masks(block.query(own), block.query(partner), block.value(partner), SIZE)
     assert torch.equal(block(f, PARTNERS, 0.3, SIZE), expected)
+
+
+def _linear(layer, vector):
+    """A 1x1 convolution at one place."""
+    weight, bias = layer.weight.detach()[:, :, 0, 0].tolist(), [0.0] * layer.out_channels
+    bias = bias if layer.bias is None else layer.bias.tolist()
+    return [sum(w * v for w, v in zip(row, vector, strict=True)) + b for row, b in zip(weight, bias, strict=True)]
+
+
+def _attended(query, key, value):
+    """sigmoid of the values that every place of the sample draws from its partner; query, key [places][C / 2]."""
+    masks = []
+    for q in query:
+        scores = [sum(a * b for a, b in zip(q, k, strict=True)) / math.sqrt(len(q)) for k in key]
+        weights = [math.exp(score) for score in scores]
+        drawn = sum(w * v for w, v in zip(weights, value, strict=True)) / sum(weights)
+        masks.append(1 / (1 + math.exp(-drawn)))
+    return masks
+
+
+def _stirred(block):
+    """Weights that count, in float64."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in block.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    return block.double().eval()
+
+
+def _places(features, b):
+    return features[b].flatten(1).T.tolist()
+
+
+def test_the_block_of_automix_equals_a_loop_over_places():
+    block, f = _stirred(MixBlock(C)), _features().double()
+    masks = block(f, PARTNERS, 0.3, (H, W))
+    for b, partner in enumerate(PARTNERS.tolist()):
+        own, other = ([[*v, lam] for v in _places(f, i)] for i, lam in ((b, 0.3), (partner, 0.7)))
+        query, key = ([_linear(block.query, v) for v in places] for places in (own, other))
+        expected = _attended(query, key, [_linear(block.value, v)[0] for v in other])
+        assert masks[b, 1].flatten().tolist() == pytest.approx(expected, rel=1e-9)
+        assert masks[b, 0].flatten().tolist() == pytest.approx([1 - m for m in expected], rel=1e-9)
+
+
+def test_the_block_of_samix_equals_a_loop_over_places():
+    block, f, lam = _stirred(SAMixBlock(C, k=0.25)), _features().double(), 0.3
+    embedded = (4 / 3 * lam**3 - 2 * lam**2 + 1.25 * lam) / (1.25 - 2 / 3)
+    first, norm, _, last, _ = block.value
+    masks = block(f, PARTNERS, lam, (H, W))
+    for b, partner in enumerate(PARTNERS.tolist()):
+        own = [[(1 + embedded) * v for v in place] for place in _places(f, b)]
+        other = [[(1 + 1 - embedded) * v for v in place] for place in _places(f, partner)]
+        both = [[*u, *v] for u, v in zip(own, other, strict=True)]
+        query, key = ([_linear(layer, v) for v in both] for layer in (block.query, block.key))
+        value = []
+        for place in other:
+            hidden = [
+                g * h / math.sqrt(1 + norm.eps) + s  # running mean 0 and variance 1
+                for h, g, s in zip(_linear(first, place), norm.weight.tolist(), norm.bias.tolist(), strict=True)
+            ]
+            value += _linear(last, [h if h > 0 else math.exp(h) - 1 for h in hidden])
+        assert masks[b, 1].flatten().tolist() == pytest.approx(_attended(query, key, value), rel=1e-9)
 
 
 def test_without_the_channel_lam_changes_nothing():
