@@ -42,6 +42,16 @@ def test_stage_0_mixes_the_images():
         torch.testing.assert_close(task(x, y, (0, MIX))["output"], expected)
 
 
+@pytest.mark.parametrize("stage", range(5))
+def test_lam_one_is_the_plain_network(stage):
+    model = small_net("resnet").eval()
+    (x, y), task = batch(), _task(model=model)
+    with torch.no_grad():
+        result = task(x, y, (stage, MixPlan(MIX.partner, np.ones(5))))
+        torch.testing.assert_close(result["output"], model(x))
+        torch.testing.assert_close(result["loss"], F.cross_entropy(model(x), y))
+
+
 def test_gradient_checkpointing_is_refused():
     for kind in ("resnet", "convnext", "vit", "swin"):
         model = small_net(kind)
