@@ -26,6 +26,7 @@ from timm_mix.functional.automix import (
 )
 from timm_mix.models._members import prefix_matcher
 from timm_mix.tasks._base import MixingTask, names_without_decay
+from timm_mix.tasks._early_gradient import Taken, in_float16, take_gradient, with_gradient
 from timm_mix.tasks._mix_block import MixBlock, SAMixBlock
 from timm_mix.tasks._two_heads import TwoHeads, stage_of_reduction
 
@@ -34,6 +35,7 @@ __all__ = ["AutoMixTask"]
 BLOCKS: dict[str, type[nn.Module]] = {"automix": MixBlock, "samix": SAMixBlock}
 HALF_SCALE = 2.0**10  # of the loss that reaches the pixels through a float16 network
 Learn = Callable[[Tensor], tuple[Tensor, Tensor]]
+Judge = Callable[[Tensor], tuple[Tensor, Taken]]
 
 
 class AutoMixTask(MixingTask):
@@ -131,11 +133,13 @@ class AutoMixTask(MixingTask):
         def learn(mixed: Tensor) -> tuple[Tensor, Tensor]:
             return self._pixel_gradient(mixed, target, plan)
 
-        learner = learn if learns and not plan.switched_off else None
-        one, mixed, masks, block = self.trainable_module(input, features, plan, learns, plain_too, learner)
+        def judge(logits: Tensor) -> tuple[Tensor, Taken]:
+            return self._judged(logits, target)
+
+        learner, judged = learn if learns and not plan.switched_off else None, judge if plain_too else None
+        one, ce, mixed, masks, block = self.trainable_module(input, features, plan, learns, learner, judged)
         partners = torch.from_numpy(plan.partners_bb).to(input.device, non_blocking=True)
-        terms = {"mixed": self._mixup_ce(mixed, target, partners, plan.lam_bb), "block": block}
-        terms["ce"] = self.criterion(_wide(one), target) / self.one_hot_prob if plain_too else 0.0 * mixed.sum()
+        terms = {"ce": ce, "mixed": self._mixup_ce(mixed, target, partners, plan.lam_bb), "block": block}
         terms["mask"] = mask_loss(masks, plan.lam_mb, self.variance) if learns else 0.0 * mixed.sum()
         weight = mask_loss_weight(self._iteration, self.mask_weight, self.mask_decay)
         loss = terms["ce"] + terms["mixed"] + terms["block"] + weight * terms["mask"]
@@ -159,9 +163,21 @@ class AutoMixTask(MixingTask):
         with torch.enable_grad():
             logits = self.follower(leaf, second=True)
             loss = self._mixup_ce(logits, target, partners, plan.lam_mb)
-            scale = HALF_SCALE if logits.dtype is torch.float16 else 1.0
+            scale = HALF_SCALE if in_float16(logits) else 1.0
             (gradient,) = torch.autograd.grad(loss * scale, leaf)
         return loss.detach(), gradient / scale
+
+    def _judged(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Taken]:
+        """The loss of q's plain pass, and its gradient if that can be taken before the mixed pass.
+
+        In float16 it waits for the loss scale of the caller's backward; so it does where the criterion learns as well.
+        """
+        ce = self.criterion(_wide(logits), target) / self.one_hot_prob
+        learning = isinstance(self.criterion, nn.Module) and any(p.requires_grad for p in self.criterion.parameters())
+        if learning or not ce.requires_grad or in_float16(logits):
+            return ce, []
+        taken = take_gradient(ce, unwrap_model(self.get_trainable_module()).two.parameters())
+        return ce.detach(), taken
 
     def _mixup_ce(self, logits: Tensor, target: Tensor, partners: Tensor, lam: float) -> Tensor:
         wide = _wide(logits)
@@ -255,9 +271,10 @@ class AutoMixTask(MixingTask):
 class _OnlineNet(nn.Module):
     """q with both heads, and the Mix Block: everything that is trained, in one forward, as DDP wants it.
 
-    Shapes: (images, k's features, plan, whether the block learns, whether q sees the plain images, k's verdict) ->
-        logits of the plain images (empty without), logits of the mixed ones, masks [B, 2, 1, H, W] of the Mix Block's
-        own pass (empty unless it learns), k's mixup loss, whose gradient reaches the Mix Block.
+    Shapes: (images, k's features, plan, whether the block learns, what k makes of mixed images, the loss of the plain
+        images' logits; the latter two None without such a pass) -> logits of the plain images (empty without), their
+        loss, logits of the mixed ones, masks [B, 2, 1, H, W] of the Mix Block's own pass (empty unless it learns), k's
+        mixup loss, whose gradient reaches the Mix Block.
     """
 
     def __init__(self, two: TwoHeads, block: nn.Module):
@@ -282,9 +299,9 @@ class _OnlineNet(nn.Module):
         features: Tensor,
         plan: AutoMixPlan,
         learns: bool,
-        plain_too: bool,
         learn: Learn | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        judge: Judge | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         size = (images.shape[-2], images.shape[-1])
         masks, block = images.new_empty(0), images.new_zeros(())
         if learns:
@@ -298,13 +315,17 @@ class _OnlineNet(nn.Module):
         with torch.no_grad():
             partners = torch.from_numpy(plan.partners_bb).to(images.device, non_blocking=True)
             mixed = mix_pairs(images, partners, self._seen(features, partners, plan, size)).to(images.dtype)
-        one = self.two(images) if plain_too else images.new_empty(0)
+        one, ce, taken = images.new_empty(0), images.new_zeros(()), []
+        if judge is not None:
+            one = self.two(images)
+            ce, taken = judge(one)
+            one = one.detach() if taken else one  # and its graph is gone
         logits = self.two(mixed, second=True)
         untouched = [] if learns else list(self.block.parameters())
-        untouched += [] if plain_too else list(self.get_classifier()[0].parameters())
+        untouched += [] if judge is not None else list(self.get_classifier()[0].parameters())
         for parameter in untouched:  # DDP wants a gradient of everything in every step
             block = block + 0.0 * parameter.sum()
-        return one, logits, masks, block
+        return one, with_gradient(ce, taken), logits, masks, block
 
     def _seen(self, features: Tensor, partners: Tensor, plan: AutoMixPlan, size: tuple[int, int]) -> Tensor:
         """The masks that q sees, without gradient."""
