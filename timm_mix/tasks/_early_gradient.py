@@ -54,6 +54,6 @@ class _Handed(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> Any:
         gradients = torch._foreach_mul(ctx.saved_tensors, scale)
         return scale, None, *([None] * len(gradients)), *gradients

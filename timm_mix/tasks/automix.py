@@ -59,9 +59,10 @@ class AutoMixTask(MixingTask):
         momentum, momentum_end, momentum_warmup: of the copy; needs total_steps to rise.
         block_every: the Mix Block learns in every n-th step only; cheaper, not published.
         one_hot_prob: probability that q sees the plain batch too, its loss divided by it; cheaper, not published.
+        one_hot_share: how much of the plain batch q sees then, its first images; cheaper, not published.
         kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
-        loss: scalar.   output: [B, K], of the plain images (of the mixed ones where q does not see those).
+        loss: scalar.   output: [B, K], of the plain images (of the mixed ones where q does not see all of those).
         ce, mixed, block, mask: the four terms, unweighted and detached.
     Raises:
         ValueError: a setting outside its range, a model without such features or classifier, another target.
@@ -88,10 +89,12 @@ class AutoMixTask(MixingTask):
         momentum_warmup: float = 0.1,
         block_every: int = 1,
         one_hot_prob: float = 1.0,
+        one_hot_share: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        _check_settings(block, mask_weight, momentum, momentum_end, momentum_warmup, block_every, one_hot_prob)
+        _check_settings(block, mask_weight, momentum, momentum_end, momentum_warmup)
+        _check_cheaper(block_every, one_hot_prob, one_hot_share)
         self.draws = {"alpha": alpha, "mask_adjust": mask_adjust, "switch_off": switch_off}
         plan_automix(2, rng=np.random.default_rng(0), **self.draws)  # a wrong setting is an error now
         self.stage, channels = stage_of_reduction(model, reduction)
@@ -101,21 +104,26 @@ class AutoMixTask(MixingTask):
         self.eval_model = self.follower.model
         self.mask_weight, self.mask_decay, self.variance = mask_weight, mask_decay, variance
         self.momentum = {"base": momentum, "end": momentum_end, "warmup": momentum_warmup}
-        self.switch_off, self.block_every, self.one_hot_prob = switch_off, block_every, one_hot_prob
+        self.switch_off, self.block_every = switch_off, block_every
+        self.one_hot_prob, self.one_hot_share = one_hot_prob, one_hot_share
         self._common_seed = self.seed  # of all processes
         self._caught_up()
 
     def draw(self, input: Tensor) -> AutoMixPlan:
         """All chance of one step, for a batch like `input`, but for the one-hot pass."""
         plan = plan_automix(input.shape[0], rng=self.rng, **self.draws)
-        return dataclasses.replace(plan, switched_off=self._chance(0) < self.switch_off)
+        return dataclasses.replace(plan, switched_off=self._chance(0, self.step) < self.switch_off)
 
-    def _chance(self, which: int) -> float:
+    def passes(self, step: int) -> tuple[bool, bool]:
+        """Whether the Mix Block learns in a step, and whether q sees plain images in it."""
+        return step % self.block_every == 0, self.one_hot_prob == 1 or self._chance(1, step) < self.one_hot_prob
+
+    def _chance(self, which: int, step: int) -> float:
         """Uniform in [0, 1), a function of the step and alike on all processes.
 
         Whether a pass is left out must be: the others would wait for the one that runs it, and SyncBatchNorm forever.
         """
-        return float(np.random.default_rng([self._common_seed, self.step, 0, 1]).random(2)[which])
+        return float(np.random.default_rng([self._common_seed, step, 0, 1]).random(2)[which])
 
     def forward(self, input: Tensor, target: Tensor, plan: AutoMixPlan | None = None) -> dict[str, Tensor]:
         """One step; `plan` fixes its chance (drawn when it is None)."""
@@ -125,8 +133,8 @@ class AutoMixTask(MixingTask):
         self._follow()
         self.follower.train(self.get_trainable_module().training)  # timm's script evaluates it and leaves it so
         plan = self.draw(input) if plan is None else plan
-        plain_too = self.one_hot_prob == 1 or self._chance(1) < self.one_hot_prob
-        learns = self.step % self.block_every == 0
+        learns, plain_too = self.passes(self.step)
+        plain = math.ceil(self.one_hot_share * len(input)) if plain_too else 0
         with torch.no_grad():
             features = self._features(input)
 
@@ -134,17 +142,17 @@ class AutoMixTask(MixingTask):
             return self._pixel_gradient(mixed, target, plan)
 
         def judge(logits: Tensor) -> tuple[Tensor, Taken]:
-            return self._judged(logits, target)
+            return self._judged(logits, target[:plain])
 
-        learner, judged = learn if learns and not plan.switched_off else None, judge if plain_too else None
-        one, ce, mixed, masks, block = self.trainable_module(input, features, plan, learns, learner, judged)
+        learner = learn if learns and not plan.switched_off else None
+        one, ce, mixed, masks, block = self.trainable_module(input, features, plan, learns, learner, plain, judge)
         partners = torch.from_numpy(plan.partners_bb).to(input.device, non_blocking=True)
         terms = {"ce": ce, "mixed": self._mixup_ce(mixed, target, partners, plan.lam_bb), "block": block}
         terms["mask"] = mask_loss(masks, plan.lam_mb, self.variance) if learns else 0.0 * mixed.sum()
         weight = mask_loss_weight(self._iteration, self.mask_weight, self.mask_decay)
         loss = terms["ce"] + terms["mixed"] + terms["block"] + weight * terms["mask"]
         self.step += 1
-        output = one if plain_too else mixed
+        output = one if plain == len(input) else mixed
         return {"loss": loss, "output": output, **{name: term.detach() for name, term in terms.items()}}
 
     @property
@@ -271,10 +279,10 @@ class AutoMixTask(MixingTask):
 class _OnlineNet(nn.Module):
     """q with both heads, and the Mix Block: everything that is trained, in one forward, as DDP wants it.
 
-    Shapes: (images, k's features, plan, whether the block learns, what k makes of mixed images, the loss of the plain
-        images' logits; the latter two None without such a pass) -> logits of the plain images (empty without), their
-        loss, logits of the mixed ones, masks [B, 2, 1, H, W] of the Mix Block's own pass (empty unless it learns), k's
-        mixup loss, whose gradient reaches the Mix Block.
+    Shapes: (images, k's features, plan, whether the block learns, what k makes of mixed images, number of images that
+        q sees plain, the loss of their logits) -> logits of the plain images (empty without), their loss, logits of the
+        mixed ones, masks [B, 2, 1, H, W] of the Mix Block's own pass (empty unless it learns), k's mixup loss, whose
+        gradient reaches the Mix Block.
     """
 
     def __init__(self, two: TwoHeads, block: nn.Module):
@@ -300,7 +308,8 @@ class _OnlineNet(nn.Module):
         plan: AutoMixPlan,
         learns: bool,
         learn: Learn | None,
-        judge: Judge | None,
+        plain: int,
+        judge: Judge,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         size = (images.shape[-2], images.shape[-1])
         masks, block = images.new_empty(0), images.new_zeros(())
@@ -315,14 +324,15 @@ class _OnlineNet(nn.Module):
         with torch.no_grad():
             partners = torch.from_numpy(plan.partners_bb).to(images.device, non_blocking=True)
             mixed = mix_pairs(images, partners, self._seen(features, partners, plan, size)).to(images.dtype)
-        one, ce, taken = images.new_empty(0), images.new_zeros(()), []
-        if judge is not None:
-            one = self.two(images)
+        one, ce = images.new_empty(0), images.new_zeros(())
+        taken: Taken = []
+        if plain:
+            one = self.two(images[:plain])
             ce, taken = judge(one)
             one = one.detach() if taken else one  # and its graph is gone
         logits = self.two(mixed, second=True)
         untouched = [] if learns else list(self.block.parameters())
-        untouched += [] if judge is not None else list(self.get_classifier()[0].parameters())
+        untouched += [] if plain else list(self.get_classifier()[0].parameters())
         for parameter in untouched:  # DDP wants a gradient of everything in every step
             block = block + 0.0 * parameter.sum()
         return one, with_gradient(ce, taken), logits, masks, block
@@ -347,9 +357,7 @@ def _make_block(name: str, channels: int, settings: dict[str, Any]) -> nn.Module
     return BLOCKS[name](channels, **settings)
 
 
-def _check_settings(
-    block: str, weight: float, base: float, end: float, warmup: float, block_every: int, one_hot_prob: float
-) -> None:
+def _check_settings(block: str, weight: float, base: float, end: float, warmup: float) -> None:
     if block not in BLOCKS:
         raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
@@ -357,7 +365,11 @@ def _check_settings(
     for name, value in (("momentum", base), ("momentum_end", end), ("momentum_warmup", warmup)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
+def _check_cheaper(block_every: int, one_hot_prob: float, one_hot_share: float) -> None:
     if isinstance(block_every, bool) or not isinstance(block_every, int) or block_every < 1:
         raise ValueError(f"block_every must be an integer >= 1, got {block_every!r}")
-    if isinstance(one_hot_prob, bool) or not isinstance(one_hot_prob, int | float) or not 0 < one_hot_prob <= 1:
-        raise ValueError(f"one_hot_prob must be in (0, 1], got {one_hot_prob!r}")
+    for name, value in (("one_hot_prob", one_hot_prob), ("one_hot_share", one_hot_share)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {value!r}")
