@@ -10,6 +10,10 @@ processes with threads on the same cores, whatever --device says; what a device 
 prediction.
 """
 
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "3")  # torch reads it when imported: the profiler should not chatter
+
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict

@@ -70,6 +70,8 @@ class AutoMixTask(MixingTask):
         of its later stages come from mixed images alone.
     """
 
+    shared_state = ("online", "second")  # of the task state: alike on all processes
+
     def __init__(
         self,
         model: nn.Module,
