@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,7 @@ def _work(out):
             "updated": _update(name, accelerator),
         }
     found["automix"] = _prepared_automix(rank)
+    found["automix"]["gradients"] = _automix_gradients(rank, prepared=True)
     torch.save(found, out / f"rank{rank}.pt")
     accelerator.end_training()
 
@@ -96,10 +98,23 @@ def _prepared_automix(rank):
     images = torch.zeros(BATCH, 3, SIZE, SIZE)
     skipped = []
     for task.step in range(20):
-        skipped.append([task.draw(images).switched_off, task._chance(1) < 0.5])
+        skipped.append([task.draw(images).switched_off, not task.passes(task.step)[1]])
     online = task.get_trainable_module().module.two
     same = all(torch.equal(a, b) for a, b in zip(online.parameters(), task.follower.parameters(), strict=True))
     return {"weights": task.get_eval_model().state_dict(), "same": same, "skipped": skipped}
+
+
+def _automix_gradients(rank, prepared=False):
+    """Of two accumulated batches of one rank; in a prepared task they are the mean over the ranks."""
+    torch.manual_seed(0)
+    model = timm.create_model("wrn16_2", num_classes=K)
+    task = timm_mix.create_task("automix", model, num_classes=K, reduction=2, seed=3, rank=rank, verbose=False)
+    if prepared:
+        task.prepare_distributed()
+    with task.get_trainable_module().no_sync() if prepared else nullcontext():
+        task(*_share(_global_batch("automix", 1), rank))["loss"].backward()
+    task(*_share(_global_batch("automix", 2), rank))["loss"].backward()
+    return _gradients(task.get_trainable_module().module if prepared else task.get_trainable_module())
 
 
 def _update(name, accelerator):
@@ -194,6 +209,15 @@ def test_the_momentum_copies_of_all_processes_start_from_rank_0_and_skip_the_sam
         assert torch.equal(value, two["weights"][name]), name
     assert one["skipped"] == two["skipped"]
     assert {True, False} == {switched_off for switched_off, _ in one["skipped"]}
+
+
+def test_automix_gradients_of_two_processes_are_the_mean_over_their_shares(ranks):
+    """Those that were taken before the mixed pass, too."""
+    alone = [_automix_gradients(rank) for rank in range(RANKS)]
+    wanted = {name: (one + alone[1][name]) / 2 for name, one in alone[0].items()}
+    for found in ranks:
+        assert difference(found["automix"]["gradients"], wanted) < 1e-5
+    assert difference(alone[0], wanted) > 1e-2
 
 
 @pytest.fixture(scope="module")

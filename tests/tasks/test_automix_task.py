@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+import timm
 import torch
 from small_nets import NETS, K, batch, small_net
 from torch import nn
@@ -177,6 +178,32 @@ def test_the_rare_plain_pass_weighs_as_much_on_average():
     assert max(terms) == pytest.approx(2 * plain, rel=1e-3)
 
 
+@pytest.mark.parametrize(("share", "shown"), [(0.2, 1), (0.3, 2), (1.0, 5)])
+def test_q_sees_its_share_of_the_plain_batch(share, shown):
+    x, y = batch()
+    task = _task(model=small_net("resnet"), one_hot_share=share)
+    task.get_trainable_module().eval()
+    result = task(x, y, _plan())
+    with torch.no_grad():
+        plain = task.get_trainable_module().two(x[:shown])
+    torch.testing.assert_close(result["ce"], F.cross_entropy(plain, y[:shown]))
+    assert result["output"].shape == (5, K)
+    result["loss"].backward()
+    assert all(p.grad is not None for p in task.get_trainable_module().parameters())
+
+
+@pytest.mark.parametrize("name", ["resnetv2_18", "dla34"])
+def test_a_classifier_that_is_a_pointwise_convolution_is_a_linear_one(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=K)
+    assert isinstance(model.get_classifier(), nn.Conv2d)
+    task = _task(model=model)
+    result = task(*batch(size=2))
+    assert result["output"].shape == (2, K)
+    result["loss"].backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in task.get_trainable_module().two.second.parameters())
+
+
 def test_a_loaded_state_continues_exactly_and_the_file_is_a_plain_model():
     one = _task(seed=5, total_steps=20)
     optimizer = torch.optim.SGD(one.get_trainable_module().parameters(), lr=0.1)
@@ -226,6 +253,7 @@ def test_a_stage_is_found_by_its_reduction():
         ({"momentum": 1.5}, r"momentum must be in \[0, 1\], got 1.5"),
         ({"block_every": 0}, "block_every must be an integer >= 1, got 0"),
         ({"one_hot_prob": 0}, r"one_hot_prob must be in \(0, 1\], got 0"),
+        ({"one_hot_share": 1.5}, r"one_hot_share must be in \(0, 1\], got 1.5"),
         ({"switch_off": 2}, r"switch_off must be in \[0, 1\], got 2"),
     ],
 )
@@ -243,3 +271,6 @@ def test_models_that_do_not_fit_are_refused():
     convolution.head.fc = nn.Sequential(nn.Linear(32, K))
     with pytest.raises(ValueError, match="the second head copies a linear classifier, but ConvNeXt has Sequential"):
         _task(model=convolution)
+    distilled = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=K, depth=1, embed_dim=12, num_heads=2)
+    with pytest.raises(ValueError, match=r"but VisionTransformerDistilled has 2 of them \(Linear, Linear\); choose"):
+        _task(model=distilled)

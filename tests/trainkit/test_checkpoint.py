@@ -176,6 +176,18 @@ class TestSaveAndLoad:
             clocks.append(fresh["task"].clock)
         assert clocks == [3, 5, 3]  # a rank that is new starts from rank 0's, see MemberTask.load_task_state
 
+    def test_what_all_ranks_share_is_stored_once_and_reaches_every_rank(self, tmp_path):
+        stored, saved = [], parts(seed=0)
+        saved["task"].shared_state = ("clock",)
+        for main in (True, False):
+            keep = {"epoch": 4, "history": [], "config": {}, "main": main}
+            save_checkpoint(tmp_path / "last.pt", **saved, **keep, whole=lambda c: stored.extend(c["task_states"]) or c)
+        assert stored == [{"clock": 0}, {}]
+        content = {**read_checkpoint(tmp_path / "last.pt"), "task_states": [{"clock": 7}, {}]}
+        fresh = parts(seed=1)
+        load_checkpoint(content, **fresh, rank=1)
+        assert fresh["task"].clock == 7
+
     def test_numbers_of_numpy_generators_survive(self, tmp_path):
         state = np.random.default_rng(3).bit_generator.state
         write_whole(tmp_path / "state.pt", lambda stream: torch.save(state, stream))

@@ -128,4 +128,5 @@ def test_automix_costs_its_passes():
     assert 8 / 3 < exact < 3
     cheaper = automix(reduction=2, block_every=4, one_hot_prob=0.25)
     assert exact - cheaper == pytest.approx(0.75 + 2 / 3 * 3 / 4, abs=1e-6)
+    assert exact - automix(reduction=2, one_hot_share=0.5) == pytest.approx(0.5, abs=1e-6)
     assert exact - automix(reduction=2, switch_off=0.8) == pytest.approx(2 / 3 * 0.8, abs=1e-6)

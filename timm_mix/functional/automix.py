@@ -97,7 +97,9 @@ def attention_masks(query: Tensor, key: Tensor, value: Tensor, size: tuple[int, 
     height, width = query.shape[2:]
     with torch.autocast(query.device.type, enabled=False):
         q, k, v = (_wide(x).flatten(2).mT for x in (query, key, value))
-        drawn = F.scaled_dot_product_attention(q, k, v).mT.unflatten(2, (height, width))
+        # torch's fused attention has no kernel for values of one channel, and what it falls back on costs more
+        places = F.softmax((q / math.sqrt(q.shape[2])) @ k.mT, dim=2)
+        drawn = (places @ v).mT.unflatten(2, (height, width))
         mask = torch.sigmoid(F.interpolate(drawn, size=size, mode=mode))
     return torch.stack([1 - mask, mask], dim=1)
 

@@ -13,27 +13,33 @@ class TwoHeads(nn.Module):
 
     Shapes: (images [B, C, H, W], second=False) -> logits [B, K] of the model's own head, or of the second one.
     Raises:
-        ValueError: a model whose classifier is not one linear layer.
+        ValueError: a model whose classifier is not one linear layer; a 1x1 convolution of the pooled features is one.
     """
 
     def __init__(self, model: nn.Module, num_classes: int):
         super().__init__()
         plain: Any = unwrap_model(model)
         classifier = plain.get_classifier()
-        if not isinstance(classifier, nn.Linear):
+        weight = getattr(classifier, "weight", None)
+        pointwise = isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1) and classifier.groups == 1
+        if weight is None or not (isinstance(classifier, nn.Linear) or pointwise):
             raise ValueError(
                 f"the second head copies a linear classifier, but {type(plain).__name__} has "
-                f"{type(classifier).__name__}; choose another model"
+                f"{_named(classifier)}; choose another model"
             )
         self.model = model
-        like = {"device": classifier.weight.device, "dtype": classifier.weight.dtype}
-        self.second = nn.Linear(classifier.in_features, num_classes, **like)
+        self.second = nn.Linear(weight.shape[1], num_classes, device=weight.device, dtype=weight.dtype)
 
     def forward(self, images: Tensor, second: bool = False) -> Tensor:
         features = self.model.forward_features(images)
         if second:
-            return self.second(self.model.forward_head(features, pre_logits=True))
+            return self.second(self.model.forward_head(features, pre_logits=True).flatten(1))
         return self.model.forward_head(features)
+
+
+def _named(classifier: Any) -> str:
+    kinds = [type(head).__name__ for head in classifier] if isinstance(classifier, tuple) else []
+    return f"{len(kinds)} of them ({', '.join(kinds)})" if kinds else type(classifier).__name__
 
 
 def stage_of_reduction(model: nn.Module, reduction: int) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from timm_mix.functional.automix import (
 )
 from timm_mix.models._members import prefix_matcher
 from timm_mix.tasks._base import MixingTask, names_without_decay
+from timm_mix.tasks._early_gradient import Taken, in_float16, take_gradient, with_gradient
 from timm_mix.tasks._mix_block import MixBlock, SAMixBlock
 from timm_mix.tasks._two_heads import TwoHeads, stage_of_reduction
 
@@ -34,6 +35,7 @@ __all__ = ["AutoMixTask"]
 BLOCKS: dict[str, type[nn.Module]] = {"automix": MixBlock, "samix": SAMixBlock}
 HALF_SCALE = 2.0**10  # of the loss that reaches the pixels through a float16 network
 Learn = Callable[[Tensor], tuple[Tensor, Tensor]]
+Judge = Callable[[Tensor], tuple[Tensor, Taken]]
 
 
 class AutoMixTask(MixingTask):
@@ -57,15 +59,18 @@ class AutoMixTask(MixingTask):
         momentum, momentum_end, momentum_warmup: of the copy; needs total_steps to rise.
         block_every: the Mix Block learns in every n-th step only; cheaper, not published.
         one_hot_prob: probability that q sees the plain batch too, its loss divided by it; cheaper, not published.
+        one_hot_share: how much of the plain batch q sees then, its first images; cheaper, not published.
         kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
-        loss: scalar.   output: [B, K], of the plain images (of the mixed ones where q does not see those).
+        loss: scalar.   output: [B, K], of the plain images (of the mixed ones where q does not see all of those).
         ce, mixed, block, mask: the four terms, unweighted and detached.
     Raises:
         ValueError: a setting outside its range, a model without such features or classifier, another target.
     Departs from the published code: the copy's feature pass ends at the masks' stage, so that the BatchNorm statistics
         of its later stages come from mixed images alone.
     """
+
+    shared_state = ("online", "second")  # of the task state: alike on all processes
 
     def __init__(
         self,
@@ -86,10 +91,12 @@ class AutoMixTask(MixingTask):
         momentum_warmup: float = 0.1,
         block_every: int = 1,
         one_hot_prob: float = 1.0,
+        one_hot_share: float = 1.0,
         **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        _check_settings(block, mask_weight, momentum, momentum_end, momentum_warmup, block_every, one_hot_prob)
+        _check_settings(block, mask_weight, momentum, momentum_end, momentum_warmup)
+        _check_cheaper(block_every, one_hot_prob, one_hot_share)
         self.draws = {"alpha": alpha, "mask_adjust": mask_adjust, "switch_off": switch_off}
         plan_automix(2, rng=np.random.default_rng(0), **self.draws)  # a wrong setting is an error now
         self.stage, channels = stage_of_reduction(model, reduction)
@@ -99,21 +106,26 @@ class AutoMixTask(MixingTask):
         self.eval_model = self.follower.model
         self.mask_weight, self.mask_decay, self.variance = mask_weight, mask_decay, variance
         self.momentum = {"base": momentum, "end": momentum_end, "warmup": momentum_warmup}
-        self.switch_off, self.block_every, self.one_hot_prob = switch_off, block_every, one_hot_prob
+        self.switch_off, self.block_every = switch_off, block_every
+        self.one_hot_prob, self.one_hot_share = one_hot_prob, one_hot_share
         self._common_seed = self.seed  # of all processes
         self._caught_up()
 
     def draw(self, input: Tensor) -> AutoMixPlan:
         """All chance of one step, for a batch like `input`, but for the one-hot pass."""
         plan = plan_automix(input.shape[0], rng=self.rng, **self.draws)
-        return dataclasses.replace(plan, switched_off=self._chance(0) < self.switch_off)
+        return dataclasses.replace(plan, switched_off=self._chance(0, self.step) < self.switch_off)
 
-    def _chance(self, which: int) -> float:
+    def passes(self, step: int) -> tuple[bool, bool]:
+        """Whether the Mix Block learns in a step, and whether q sees plain images in it."""
+        return step % self.block_every == 0, self.one_hot_prob == 1 or self._chance(1, step) < self.one_hot_prob
+
+    def _chance(self, which: int, step: int) -> float:
         """Uniform in [0, 1), a function of the step and alike on all processes.
 
         Whether a pass is left out must be: the others would wait for the one that runs it, and SyncBatchNorm forever.
         """
-        return float(np.random.default_rng([self._common_seed, self.step, 0, 1]).random(2)[which])
+        return float(np.random.default_rng([self._common_seed, step, 0, 1]).random(2)[which])
 
     def forward(self, input: Tensor, target: Tensor, plan: AutoMixPlan | None = None) -> dict[str, Tensor]:
         """One step; `plan` fixes its chance (drawn when it is None)."""
@@ -123,24 +135,26 @@ class AutoMixTask(MixingTask):
         self._follow()
         self.follower.train(self.get_trainable_module().training)  # timm's script evaluates it and leaves it so
         plan = self.draw(input) if plan is None else plan
-        plain_too = self.one_hot_prob == 1 or self._chance(1) < self.one_hot_prob
-        learns = self.step % self.block_every == 0
+        learns, plain_too = self.passes(self.step)
+        plain = math.ceil(self.one_hot_share * len(input)) if plain_too else 0
         with torch.no_grad():
             features = self._features(input)
 
         def learn(mixed: Tensor) -> tuple[Tensor, Tensor]:
             return self._pixel_gradient(mixed, target, plan)
 
+        def judge(logits: Tensor) -> tuple[Tensor, Taken]:
+            return self._judged(logits, target[:plain])
+
         learner = learn if learns and not plan.switched_off else None
-        one, mixed, masks, block = self.trainable_module(input, features, plan, learns, plain_too, learner)
+        one, ce, mixed, masks, block = self.trainable_module(input, features, plan, learns, learner, plain, judge)
         partners = torch.from_numpy(plan.partners_bb).to(input.device, non_blocking=True)
-        terms = {"mixed": self._mixup_ce(mixed, target, partners, plan.lam_bb), "block": block}
-        terms["ce"] = self.criterion(_wide(one), target) / self.one_hot_prob if plain_too else 0.0 * mixed.sum()
+        terms = {"ce": ce, "mixed": self._mixup_ce(mixed, target, partners, plan.lam_bb), "block": block}
         terms["mask"] = mask_loss(masks, plan.lam_mb, self.variance) if learns else 0.0 * mixed.sum()
         weight = mask_loss_weight(self._iteration, self.mask_weight, self.mask_decay)
         loss = terms["ce"] + terms["mixed"] + terms["block"] + weight * terms["mask"]
         self.step += 1
-        output = one if plain_too else mixed
+        output = one if plain == len(input) else mixed
         return {"loss": loss, "output": output, **{name: term.detach() for name, term in terms.items()}}
 
     @property
@@ -159,9 +173,21 @@ class AutoMixTask(MixingTask):
         with torch.enable_grad():
             logits = self.follower(leaf, second=True)
             loss = self._mixup_ce(logits, target, partners, plan.lam_mb)
-            scale = HALF_SCALE if logits.dtype is torch.float16 else 1.0
+            scale = HALF_SCALE if in_float16(logits) else 1.0
             (gradient,) = torch.autograd.grad(loss * scale, leaf)
         return loss.detach(), gradient / scale
+
+    def _judged(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Taken]:
+        """The loss of q's plain pass, and its gradient if that can be taken before the mixed pass.
+
+        In float16 it waits for the loss scale of the caller's backward; so it does where the criterion learns as well.
+        """
+        ce = self.criterion(_wide(logits), target) / self.one_hot_prob
+        learning = isinstance(self.criterion, nn.Module) and any(p.requires_grad for p in self.criterion.parameters())
+        if learning or not ce.requires_grad or in_float16(logits):
+            return ce, []
+        taken = take_gradient(ce, unwrap_model(self.get_trainable_module()).two.parameters())
+        return ce.detach(), taken
 
     def _mixup_ce(self, logits: Tensor, target: Tensor, partners: Tensor, lam: float) -> Tensor:
         wide = _wide(logits)
@@ -249,9 +275,10 @@ class AutoMixTask(MixingTask):
 class _OnlineNet(nn.Module):
     """q with both heads, and the Mix Block: everything that is trained, in one forward, as DDP wants it.
 
-    Shapes: (images, k's features, plan, whether the block learns, whether q sees the plain images, k's verdict) ->
-        logits of the plain images (empty without), logits of the mixed ones, masks [B, 2, 1, H, W] of the Mix Block's
-        own pass (empty unless it learns), k's mixup loss, whose gradient reaches the Mix Block.
+    Shapes: (images, k's features, plan, whether the block learns, what k makes of mixed images, number of images that
+        q sees plain, the loss of their logits) -> logits of the plain images (empty without), their loss, logits of the
+        mixed ones, masks [B, 2, 1, H, W] of the Mix Block's own pass (empty unless it learns), k's mixup loss, whose
+        gradient reaches the Mix Block.
     """
 
     def __init__(self, two: TwoHeads, block: nn.Module):
@@ -276,9 +303,10 @@ class _OnlineNet(nn.Module):
         features: Tensor,
         plan: AutoMixPlan,
         learns: bool,
-        plain_too: bool,
         learn: Learn | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        plain: int,
+        judge: Judge,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         size = (images.shape[-2], images.shape[-1])
         masks, block = images.new_empty(0), images.new_zeros(())
         if learns:
@@ -292,13 +320,18 @@ class _OnlineNet(nn.Module):
         with torch.no_grad():
             partners = torch.from_numpy(plan.partners_bb).to(images.device, non_blocking=True)
             mixed = mix_pairs(images, partners, self._seen(features, partners, plan, size)).to(images.dtype)
-        one = self.two(images) if plain_too else images.new_empty(0)
+        one, ce = images.new_empty(0), images.new_zeros(())
+        taken: Taken = []
+        if plain:
+            one = self.two(images[:plain])
+            ce, taken = judge(one)
+            one = one.detach() if taken else one  # and its graph is gone
         logits = self.two(mixed, second=True)
         untouched = [] if learns else list(self.block.parameters())
-        untouched += [] if plain_too else list(self.get_classifier()[0].parameters())
+        untouched += [] if plain else list(self.get_classifier()[0].parameters())
         for parameter in untouched:  # DDP wants a gradient of everything in every step
             block = block + 0.0 * parameter.sum()
-        return one, logits, masks, block
+        return one, with_gradient(ce, taken), logits, masks, block
 
     def _seen(self, features: Tensor, partners: Tensor, plan: AutoMixPlan, size: tuple[int, int]) -> Tensor:
         """The masks that q sees, without gradient."""
@@ -320,9 +353,7 @@ def _make_block(name: str, channels: int, settings: dict[str, Any]) -> nn.Module
     return BLOCKS[name](channels, **settings)
 
 
-def _check_settings(
-    block: str, weight: float, base: float, end: float, warmup: float, block_every: int, one_hot_prob: float
-) -> None:
+def _check_settings(block: str, weight: float, base: float, end: float, warmup: float) -> None:
     if block not in BLOCKS:
         raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
@@ -330,7 +361,11 @@ def _check_settings(
     for name, value in (("momentum", base), ("momentum_end", end), ("momentum_warmup", warmup)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
+def _check_cheaper(block_every: int, one_hot_prob: float, one_hot_share: float) -> None:
     if isinstance(block_every, bool) or not isinstance(block_every, int) or block_every < 1:
         raise ValueError(f"block_every must be an integer >= 1, got {block_every!r}")
-    if isinstance(one_hot_prob, bool) or not isinstance(one_hot_prob, int | float) or not 0 < one_hot_prob <= 1:
-        raise ValueError(f"one_hot_prob must be in (0, 1], got {one_hot_prob!r}")
+    for name, value in (("one_hot_prob", one_hot_prob), ("one_hot_share", one_hot_share)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {value!r}")

@@ -35,7 +35,9 @@ def save_checkpoint(
 
     `whole` makes the run's content, on the main process, from what each process has; None: the main one has it all.
     """
-    task_states = gather_object([task.get_task_state()])
+    own = task.get_task_state()
+    shared = () if main else getattr(task, "shared_state", ())  # alike everywhere: the main process' is enough
+    task_states = gather_object([{name: value for name, value in own.items() if name not in shared}])
     if not main and whole is None:
         return
     content = {
@@ -99,8 +101,8 @@ def load_checkpoint(
     """
     with user_errors("resume: the checkpoint does not fit this recipe"):
         states = content["task_states"]
-        task_state = states[rank] if rank < len(states) else (states[0] or None)
-        task.load_checkpoint_state(clean_state_dict(content["state_dict"]), task_state)
+        task_state = {**states[0], **states[rank]} if rank < len(states) else states[0]
+        task.load_checkpoint_state(clean_state_dict(content["state_dict"]), task_state or None)
         if task.has_ema():  # a run without averaging that goes on with it starts from the weights it has
             averaged = content.get("state_dict_ema", content["state_dict"])
             task.load_checkpoint_state(clean_state_dict(averaged), ema=True)

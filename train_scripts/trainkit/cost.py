@@ -96,7 +96,8 @@ def _automix_ratio(config: Config, model: Any) -> float:
     features = counter.get_total_flops()
     plain = _count_flops(model, image)
     learning = (1 - config.mix.get("switch_off", 0.0)) / config.mix.get("block_every", 1)
-    passes = 1 + config.mix.get("one_hot_prob", 1.0) + 2 / 3 * learning
+    shown = config.mix.get("one_hot_prob", 1.0) * config.mix.get("one_hot_share", 1.0)
+    passes = 1 + shown + 2 / 3 * learning
     return passes + features / plain
 
 

@@ -53,7 +53,7 @@ class StepModel:
 
 
 def training_step(task: TrainingTask, images: Tensor, target: Tensor) -> Callable[[], None]:
-    """A whole training step: forward, backward, update."""
+    """A whole training step: forward, backward, update, and the models that follow it."""
     model = task.get_trainable_module()
     assert model is not None
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -62,6 +62,7 @@ def training_step(task: TrainingTask, images: Tensor, target: Tensor) -> Callabl
         task(images, target)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
+        task.update_ema()
 
     return run
 
