@@ -12,7 +12,7 @@ Before it starts it prints the predicted cost of the recipe.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import nn
 
 from timm_mix.hub import is_model_folder, save_pretrained
 from trainkit.build import (
+    Data,
     build_data,
     build_loaders,
     build_mixup,
@@ -50,14 +51,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         accelerator.end_training()
 
 
-def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
-    """Build the parts of a run, train, save the model."""
+def train(
+    config: Config, accelerator: Accelerator, *, prepare_model: Callable[[nn.Module, Data], nn.Module] | None = None
+) -> dict[str, Any]:
+    """Build the parts of a run, train, save the model.
+
+    `prepare_model` changes the model that the recipe names (a new head, frozen layers) before anything else sees it.
+    """
     _check_folder(config)
     parallel = MemberParallel(config, accelerator) if config.member_parallel else DataParallel(accelerator)
     torch.manual_seed(config.seed)
     data = build_data(config)
     parallel.check_data(data.train, data.validation)
     model = build_model(config, data.num_classes, **parallel.model_settings)
+    if prepare_model is not None:
+        model = prepare_model(model, data)
     data_config = data_config_of(config, model)
     model.to(accelerator.device)
     if config.channels_last:
