@@ -32,7 +32,6 @@ from trainkit.build import (
     build_task,
     data_config_of,
 )
-from trainkit.checkpoint import read_checkpoint
 from trainkit.config import Config, parse_config
 from trainkit.cost import predict_cost
 from trainkit.engine import Trainer
@@ -140,7 +139,7 @@ def _published_model(config: Config, trainer: Trainer) -> nn.Module:
     if config.member_parallel:  # here is one part of it
         fresh = dataclasses.replace(config, pretrained=False, initial_checkpoint=None)
         model = build_model(fresh, model.num_classes)
-    model.load_state_dict(read_checkpoint(config.folder / "checkpoints" / f"{config.export}.pt")[key])
+    model.load_state_dict(trainer.keeper.published(trainer.history)[key])
     return model
 
 
