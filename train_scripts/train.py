@@ -32,22 +32,26 @@ from trainkit.build import (
     build_task,
     data_config_of,
 )
+from trainkit.chance import deterministic_algorithms
 from trainkit.config import Config, parse_config
 from trainkit.cost import predict_cost
 from trainkit.engine import Trainer
 from trainkit.errors import UsageError, run_script, user_errors
+from trainkit.guards import check_classes
 from trainkit.member_parallel import MemberParallel
 from trainkit.parallel import DataParallel
+from trainkit.trackers import tracker_of
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what the command line says; returns the content of results.json (on the main process)."""
     config = parse_config(argv)
-    accelerator = _accelerator(config)
-    try:
-        return train(config, accelerator)
-    finally:
-        accelerator.end_training()
+    with deterministic_algorithms(config.deterministic):
+        accelerator = _accelerator(config)
+        try:
+            return train(config, accelerator)
+        finally:
+            accelerator.end_training()
 
 
 def train(
@@ -65,6 +69,7 @@ def train(
     model = build_model(config, data.num_classes, **parallel.model_settings)
     if prepare_model is not None:
         model = prepare_model(model, data)
+    check_classes(model, data.num_classes, training=data.train, validation=data.validation)
     data_config = data_config_of(config, model)
     model.to(accelerator.device)
     if config.channels_last:
@@ -129,7 +134,10 @@ def _accelerator(config: Config) -> Accelerator:
         raise UsageError("--amp-dtype float16 needs a GPU; take bfloat16 on the CPU")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     with user_errors("start accelerate"):
-        return Accelerator(mixed_precision=precision, cpu=config.cpu)
+        tracker = tracker_of(config)
+        return Accelerator(
+            mixed_precision=precision, cpu=config.cpu, log_with=tracker, project_dir=config.folder if tracker else None
+        )
 
 
 def _published_model(config: Config, trainer: Trainer) -> nn.Module:

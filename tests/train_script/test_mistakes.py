@@ -150,7 +150,14 @@ def material(tmp_path_factory):
     config = dataclasses.asdict(parse_config([*GOOD, *SETTINGS]))
     own = {"task_ema": {}, "buffers": {}, "sums": {}}
     states = {"version": VERSION, "state_dict": {"w": torch.zeros(3)}, "optimizer": {}, "schedule": None}
-    states |= {"progress": {}, "scaler": None, "task_states": [{}], "own_states": [own], "facts": {}, "config": config}
+    states |= {
+        "progress": {"history": [{}]},
+        "scaler": None,
+        "task_states": [{}],
+        "own_states": [own],
+        "facts": {},
+        "config": config,
+    }
     torch.save({**states, "version": 1}, root / "older.pt")
     made = {
         "other": {},

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from trainkit.errors import UsageError
+
 __all__ = ["deterministic_algorithms", "keep_generators", "seed_generators"]
 
 CUBLAS_WORKSPACE = ":4096:8"  # 8 buffers of 4 MiB: with a fixed workspace cuBLAS repeats its results
@@ -46,9 +48,12 @@ def keep_generators() -> Iterator[None]:
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Let torch take only operations that give the same bits every time; one that has no such kernel raises.
+    """Let torch take only operations that give the same bits every time.
 
     On the CPU results are the same without. Has to begin before the first use of the GPU.
+
+    Raises:
+        UsageError: within it an operation has no such kernel.
     """
     if not wanted:
         yield
@@ -60,6 +65,10 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UsageError(f"--deterministic does not go with this recipe: {str(error).partition('. ')[0]}") from error
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]

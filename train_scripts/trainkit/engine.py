@@ -27,6 +27,7 @@ from trainkit.member_parallel import MemberParallel
 from trainkit.parallel import DataParallel
 from trainkit.results import describe_machine, describe_results, score
 from trainkit.signals import Agreement, StopSignals
+from trainkit.trackers import figures_of, start_tracker
 
 __all__ = ["Trainer"]
 
@@ -94,6 +95,7 @@ class Trainer:
             UsageError: a checkpoint that does not fit, a loss that is not finite, or files that cannot be written.
         """
         self.progress = progress = self.keeper.resume()
+        start_tracker(self.accelerator, self.config, progress.history)
         if self.accelerator.is_main_process and "predicted_cost" in self.about:
             print(f"predicted cost: {self.about['predicted_cost']}", flush=True)
         if progress.epoch >= self.epochs:  # resumed when everything was done
@@ -123,6 +125,7 @@ class Trainer:
         if self.schedule is not None:
             self.schedule.step(progress.epoch + 1, score(row))
         progress.finish_epoch(row)
+        self._log(row)
         self.keeper.save(progress, final=progress.epoch == self.epochs)
         return row
 
@@ -240,6 +243,13 @@ class Trainer:
         except OSError as error:
             report_unwritten("results.json", error, final=self.progress.epoch >= self.epochs)
         return content
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Before the checkpoint: of an epoch that was saved nothing is missing."""
+        try:
+            self.accelerator.log(figures_of(row), step=row["epoch"])
+        except OSError as error:
+            report_unwritten("the tracker's file", error, final=self.progress.epoch >= self.epochs)
 
     def _report(self, row: dict[str, Any]) -> None:
         """One line per epoch."""

@@ -5,14 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from trainkit.config import Config
 from trainkit.errors import UsageError
 from trainkit.signals import Agreement
 
-__all__ = ["LossGuard", "check_facts", "check_recipe"]
+__all__ = ["LossGuard", "check_classes", "check_facts", "check_recipe"]
 
 # settings that do not change what is learnt: where, how fast and how loudly a run works
 FREE = {
@@ -106,6 +108,38 @@ def check_facts(path: Path, made_on: dict[str, Any], facts: dict[str, Any]) -> N
                 f"{path} was made with {made_on[name]} {name}, got {now}; resume with the same, or start anew "
                 "(--experiment)"
             )
+
+
+def check_classes(model: nn.Module, num_classes: int, **splits: Dataset) -> None:
+    """
+    Args:
+        num_classes: of the data.
+        splits: datasets by their names; one that does not list its labels is not looked at.
+    Raises:
+        UsageError: the model has another number of classes, or a label lies outside them.
+    """
+    predicted = getattr(model, "num_classes", num_classes)
+    if predicted != num_classes:
+        raise UsageError(f"the model must predict the {num_classes} classes of the data, got {predicted}; set the same")
+    for name, dataset in splits.items():
+        labels = _labels(dataset)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+            raise UsageError(
+                f"the labels of the {name} data must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}; "
+                "correct --num-classes or the class map"
+            )
+
+
+def _labels(dataset: Any) -> np.ndarray:
+    """As a dataset lists them (torchvision, digits), or its reader (timm); empty where they are not listed."""
+    reader = getattr(dataset, "reader", None)
+    for holder in (dataset, reader):
+        for name in ("targets", "labels"):
+            if getattr(holder, name, None) is not None:
+                return np.asarray(getattr(holder, name))
+    samples = getattr(reader, "samples", None)
+    pairs = samples if isinstance(samples, list) and samples and isinstance(samples[0], tuple) else []
+    return np.array([pair[1] for pair in pairs])
 
 
 def _default(spec: dataclasses.Field) -> Any:

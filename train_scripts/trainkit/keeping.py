@@ -98,7 +98,7 @@ class Keeper:
         content = read_checkpoint(path, check=False)
         check_recipe(path, content["config"], self.config)
         check_facts(path, content["facts"], self.facts)
-        self._check_best()
+        self._check_best(content["progress"]["history"])
         parallel = self.parallel
         place = {"share": parallel.share, "part": parallel.part, "parts": parallel.parts}
         sums = put_back(parallel.own(content), **self.parts, **place)
@@ -133,8 +133,9 @@ class Keeper:
             raise UsageError(told[1])
         return told[0]
 
-    def _check_best(self) -> None:
-        if self.config.export == "best" and not self.files.best.is_file():
+    def _check_best(self, history: list[dict[str, Any]]) -> None:
+        """The best of the epochs that are done has to be here."""
+        if self.config.export == "best" and history and not self.files.best.is_file():
             raise UsageError(f"--export best needs {self.files.best}; resume in the run's own folder")
 
 
