@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "train_scripts" / "recipes" / "digits" / "mixmo_wrn16_2_m2.yaml"
 RANKS, BATCH, SIZE, K = 2, 5, 16, 7
+UPDATE = f"update_{34 // (2 * 4):09d}.pt"
 VALIDATION = 13  # odd: the two processes evaluate 7 and 6
 TASKS = {"mixmo": "mixmo_wrn16_2_m2", "cotraining": "splitnet"}
 LR = 1e3  # an update is then large against the rounding of the weights
@@ -292,7 +293,7 @@ def test_the_script_trains_on_two_processes_and_counts_every_validation_image_on
 def test_only_the_main_process_writes(launched):
     renames = [line.split(" ", 1) for line in (launched / "renames").read_text().splitlines()]
     ours = [(rank, Path(path).name) for rank, path in renames if path.startswith(str(launched))]
-    assert {name for _, name in ours} == {"last.pt", "best.pt", "results.json", "model"}
+    assert {name for _, name in ours} == {"last.pt", "best.pt", UPDATE, "results.json", "model"}
     assert {rank for rank, _ in ours} == {"0"}, ours
     assert {path.name for path in (launched / "run").iterdir()} == {"results.json", "checkpoints", "model"}
 

@@ -46,7 +46,8 @@ def _checkpoint(folder):
 
 def test_the_script_leaves_the_files_of_an_ordinary_run(launched):
     assert {path.name for path in launched.iterdir()} == {"results.json", "checkpoints", "model"}
-    assert {path.name for path in (launched / "checkpoints").iterdir()} <= {"last.pt", "best.pt"}
+    updates = {f"update_{21 // BATCH * epoch:09d}.pt" for epoch in (1, 2)}
+    assert {path.name for path in (launched / "checkpoints").iterdir()} == {"last.pt", "best.pt", *updates}
     results = json.loads((launched / "results.json").read_text())
     assert results["hardware"]["processes"] == S
     assert (results["global_batch_size"], results["steps_per_epoch"]) == (BATCH, 21 // BATCH)
@@ -83,11 +84,11 @@ def test_one_process_with_the_whole_model_resumes_the_run(launched, images, tmp_
 def test_a_resumed_run_ends_like_an_uninterrupted_one(launched, images, tmp_path):
     finish(start(Path(__file__).with_name("member_parallel_runs.py"), "interrupted", tmp_path, images))
     whole, resumed = _checkpoint(launched), _checkpoint(tmp_path / "run")
-    assert [row["epoch"] for row in resumed["history"]] == [0, 1]
+    assert [row["epoch"] for row in resumed["progress"]["history"]] == [0, 1]
     for name in ("state_dict", "state_dict_ema"):
         assert list(whole[name]) == list(resumed[name])
         assert difference(whole[name], resumed[name]) == 0, name
-    for row, other in zip(whole["history"], resumed["history"], strict=True):
+    for row, other in zip(whole["progress"]["history"], resumed["progress"]["history"], strict=True):
         assert {**row, "train_seconds": 0} == {**other, "train_seconds": 0}
     assert whole["task_states"] == resumed["task_states"]
     momenta = [content["optimizer"]["state"] for content in (whole, resumed)]

@@ -12,7 +12,7 @@ Before it starts it prints the predicted cost of the recipe.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import nn
 
 from timm_mix.hub import is_model_folder, save_pretrained
 from trainkit.build import (
+    Data,
     build_data,
     build_loaders,
     build_mixup,
@@ -31,33 +32,44 @@ from trainkit.build import (
     build_task,
     data_config_of,
 )
-from trainkit.checkpoint import read_checkpoint
+from trainkit.chance import deterministic_algorithms
 from trainkit.config import Config, parse_config
 from trainkit.cost import predict_cost
 from trainkit.engine import Trainer
 from trainkit.errors import UsageError, run_script, user_errors
+from trainkit.guards import check_classes
 from trainkit.member_parallel import MemberParallel
 from trainkit.parallel import DataParallel
+from trainkit.trackers import tracker_of
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what the command line says; returns the content of results.json (on the main process)."""
     config = parse_config(argv)
-    accelerator = _accelerator(config)
-    try:
-        return train(config, accelerator)
-    finally:
-        accelerator.end_training()
+    with deterministic_algorithms(config.deterministic):
+        accelerator = _accelerator(config)
+        try:
+            return train(config, accelerator)
+        finally:
+            accelerator.end_training()
 
 
-def train(config: Config, accelerator: Accelerator) -> dict[str, Any]:
-    """Build the parts of a run, train, save the model."""
+def train(
+    config: Config, accelerator: Accelerator, *, prepare_model: Callable[[nn.Module, Data], nn.Module] | None = None
+) -> dict[str, Any]:
+    """Build the parts of a run, train, save the model.
+
+    `prepare_model` changes the model that the recipe names (a new head, frozen layers) before anything else sees it.
+    """
     _check_folder(config)
     parallel = MemberParallel(config, accelerator) if config.member_parallel else DataParallel(accelerator)
     torch.manual_seed(config.seed)
     data = build_data(config)
     parallel.check_data(data.train, data.validation)
     model = build_model(config, data.num_classes, **parallel.model_settings)
+    if prepare_model is not None:
+        model = prepare_model(model, data)
+    check_classes(model, data.num_classes, training=data.train, validation=data.validation)
     data_config = data_config_of(config, model)
     model.to(accelerator.device)
     if config.channels_last:
@@ -122,7 +134,10 @@ def _accelerator(config: Config) -> Accelerator:
         raise UsageError("--amp-dtype float16 needs a GPU; take bfloat16 on the CPU")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     with user_errors("start accelerate"):
-        return Accelerator(mixed_precision=precision, cpu=config.cpu)
+        tracker = tracker_of(config)
+        return Accelerator(
+            mixed_precision=precision, cpu=config.cpu, log_with=tracker, project_dir=config.folder if tracker else None
+        )
 
 
 def _published_model(config: Config, trainer: Trainer) -> nn.Module:
@@ -132,7 +147,7 @@ def _published_model(config: Config, trainer: Trainer) -> nn.Module:
     if config.member_parallel:  # here is one part of it
         fresh = dataclasses.replace(config, pretrained=False, initial_checkpoint=None)
         model = build_model(fresh, model.num_classes)
-    model.load_state_dict(read_checkpoint(config.folder / "checkpoints" / f"{config.export}.pt")[key])
+    model.load_state_dict(trainer.keeper.published(trainer.history)[key])
     return model
 
 

@@ -33,6 +33,10 @@ def checkpoint(folder, name="last"):
     return torch.load(folder / "checkpoints" / f"{name}.pt", weights_only=True)
 
 
+def checkpoint_names(folder):
+    return {path.name for path in (folder / "checkpoints").iterdir()}
+
+
 def reloaded(folder):
     return timm.create_model(f"local-dir:{folder}/model", pretrained=True).eval()
 
@@ -63,6 +67,15 @@ def assert_equal_states(one, two):
             assert_equal_states(a, b)
     else:
         assert one == two
+
+
+def assert_same_run(one, two):
+    """Two run folders end with the same weights, generators and figures, to the bit."""
+    contents = [checkpoint(folder) for folder in (one, two)]
+    for content in contents:
+        content["progress"]["history"] = [figures(row) for row in content["progress"]["history"]]
+        del content["config"], content["progress"]["seconds"]  # the config has the name of the folder
+    assert_equal_states(*contents)
 
 
 def scored(model, images):

@@ -1,5 +1,6 @@
 """train.py answers every mistake with one line on stderr and status 2, and writes nothing."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -7,6 +8,9 @@ import sys
 import pytest
 import torch
 from script_runs import SCRIPT, SIZE, in_a_process
+
+from trainkit.checkpoint import VERSION, write_checkpoint
+from trainkit.config import parse_config
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -86,11 +90,24 @@ MISTAKES = {
     ),
     "torn checkpoint": (["--resume", "{root}/torn.pt"], "cannot read checkpoint .*torn.pt .*; it is torn or not ours"),
     "checkpoint of another model": (["--resume", "{root}/other.pt"], "the checkpoint does not fit this recipe"),
-    "checkpoint of a longer run": (["--resume", "{root}/longer.pt"], "longer.pt was made with epochs=7, got 1; resume"),
+    "checkpoint of an older version": (["--resume", "{root}/older.pt"], "older.pt has version 1, wanted 2; start anew"),
+    "checkpoint of another recipe": (
+        ["--resume", "{root}/longer.pt"],
+        r"longer.pt was made with epochs=7, lr=0.7, got epochs=1, lr=0.05; resume with the same, or start anew \(--exp",
+    ),
+    "checkpoint of two processes": (["--resume", "{root}/wider.pt"], "was made with 2 processes, got 1; resume with"),
+    "checkpoint of other data": (
+        ["--resume", "{root}/larger.pt"],
+        "was made with 37 train_images, got 36; resume with",
+    ),
+    "no checkpoints": (["--checkpoint-hist", "0"], "checkpoint_hist must be >= 1, got 0"),
+    "checkpoint interval": (["--checkpoint-interval", "0"], "checkpoint_interval must be >= 1, got 0"),
+    "unknown tracker": (["--tracker", "paper"], "tracker must be one of tensorboard, wandb, csv, got 'paper'"),
     "best weights elsewhere": (["--resume", "{root}/other.pt", "--export", "best"], "--export best needs .*best.pt"),
     "model folder in use": (["--experiment", "taken"], "taken"),
 }
 GOOD = ["--task", "mixmo", "--model", "mixmo", "--model-kwargs", "backbone=wrn16_2", "--mix", "prob=0.5", "--cpu"]
+SETTINGS = ["--img-size", str(SIZE), "--aug", "small", "--batch-size", "8", "--epochs", "1", "--workers", "0"]
 # runs every case as the script would, in one process: importing torch and timm takes longer than all of them
 DRIVER = """
 import json, os, sys, tempfile
@@ -130,18 +147,34 @@ def material(tmp_path_factory):
     (root / "torn.yaml").write_text("mix: {alpha: \n")
     (root / "out" / "taken" / "model").mkdir(parents=True)
     (root / "out" / "taken" / "model" / "notes.txt").write_text("mine")
-    states = {"state_dict": {"w": torch.zeros(3)}, "optimizer": {}, "schedule": None, "scaler": None}
-    states.update({"version": 1, "epoch": 0, "history": [], "task_states": [{}]})
-    torch.save({**states, "config": {"epochs": 1, "sched": "cosine"}}, root / "other.pt")
-    torch.save({**states, "config": {"epochs": 7, "sched": "cosine"}}, root / "longer.pt")
+    config = dataclasses.asdict(parse_config([*GOOD, *SETTINGS]))
+    own = {"task_ema": {}, "buffers": {}, "sums": {}}
+    states = {"version": VERSION, "state_dict": {"w": torch.zeros(3)}, "optimizer": {}, "schedule": None}
+    states |= {
+        "progress": {"history": [{}]},
+        "scaler": None,
+        "task_states": [{}],
+        "own_states": [own],
+        "facts": {},
+        "config": config,
+    }
+    torch.save({**states, "version": 1}, root / "older.pt")
+    made = {
+        "other": {},
+        "longer": {"config": {**config, "epochs": 7, "lr": 0.7}},
+        "wider": {"facts": {"processes": 2}},
+        "larger": {"facts": {"train_images": 37}},
+    }
+    for name, changed in made.items():
+        with (root / f"{name}.pt").open("wb") as stream:
+            write_checkpoint({**states, **changed}, stream)
     (root / "torn.pt").write_bytes((root / "other.pt").read_bytes()[:-99])
     return root
 
 
 def mistaken(name, material, images):
     flags = [flag.format(root=material) for flag in MISTAKES[name][0]]
-    where = ["--data-dir", str(images), "--img-size", str(SIZE), "--aug", "small", "--batch-size", "8"]
-    return [*GOOD, *where, "--epochs", "1", "--workers", "0", "--output", str(material / "out"), *flags]
+    return [*GOOD, *SETTINGS, "--data-dir", str(images), "--output", str(material / "out"), *flags]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from script_runs import (
     VIT,
     assert_equal_tensors,
     checkpoint,
+    checkpoint_names,
     reloaded,
     scored,
 )
@@ -33,7 +34,7 @@ def test_a_run_writes_results_checkpoints_and_a_model_that_timm_loads(task, run,
     returned = run("--task", task, *TASKS[task], "--epochs", "2", "--seed", "3")
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {"results.json", "checkpoints", "model"}
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert checkpoint_names(folder) == {"last.pt", "best.pt", *(f"update_{TRAIN // 8 * n:09d}.pt" for n in (1, 2))}
 
     results = json.loads((folder / "results.json").read_text())
     assert results == json.loads(json.dumps(returned))

@@ -1,19 +1,20 @@
-"""Checkpoints: whole or not there, refused in one line when torn, and everything the next epoch needs."""
+"""Checkpoints: everything that the next update needs, and refused in one line when torn or damaged."""
 
-import os
-import stat
+import errno
+import io
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, PlateauLRScheduler
 from timm.task import ClassificationTask
 from torch import nn
 
-from trainkit.checkpoint import VERSION, find_checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+from trainkit.checkpoint import VERSION, collect, put_back, read_checkpoint, write_checkpoint
 from trainkit.errors import UsageError
-from trainkit.files import write_json, write_whole
+from trainkit.files import write_whole
 
 
 @pytest.fixture(autouse=True)
@@ -37,77 +38,31 @@ class ClockTask(ClassificationTask):
             self.clock = state["clock"]
 
 
-def parts(seed, width=3, ema=False):
-    """What a run hands to save_checkpoint."""
+def parts(seed, width=3, ema=False, schedule=CosineLRScheduler, **settings):
+    """What a run hands to `collect`."""
     torch.manual_seed(seed)
-    task = ClockTask(nn.Linear(2, width), verbose=False)
+    task = ClockTask(nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width)), verbose=False)
     if ema:
         task.setup_ema(decay=0.5)
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1 * (seed + 1), momentum=0.9)
     task(torch.randn(5, 2), torch.zeros(5, dtype=torch.int64))["loss"].backward()
     optimizer.step()
-    schedule = CosineLRScheduler(optimizer, t_initial=7 + seed)
-    return {"task": task, "optimizer": optimizer, "schedule": schedule, "scaler": None}
+    task.update_ema()
+    settings = {"t_initial": 7 + seed} if schedule is CosineLRScheduler else settings
+    return {"task": task, "optimizer": optimizer, "schedule": schedule(optimizer, **settings), "scaler": None}
 
 
-def save(path, epoch=4, main=True, **settings):
+def content_of(saved):
+    sums = {"loss": torch.tensor(2.5)}
+    more = {"version": VERSION, "progress": {"epoch": 4}, "config": {"lr": 0.1}, "facts": {}}
+    return {**more, **collect(**saved, sums=sums)}
+
+
+def save(path, **settings):
     saved = parts(**settings)
     saved["task"].clock = 11
-    save_checkpoint(path, **saved, epoch=epoch, history=[{"epoch": epoch}], config={"lr": 0.1}, main=main)
+    write_whole(path, lambda stream: write_checkpoint(content_of(saved), stream))
     return saved
-
-
-class TestWriteWhole:
-    def test_the_file_has_what_was_written_and_may_be_read_by_all(self, tmp_path):
-        path = tmp_path / "new" / "folder" / "file"
-        write_whole(path, lambda stream: stream.write(b"seven"))
-        assert path.read_bytes() == b"seven"
-        assert stat.S_IMODE(path.stat().st_mode) == 0o644
-
-    @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt("stopped")])
-    def test_the_old_file_stays_when_the_writer_raises_midway(self, tmp_path, error):
-        path = tmp_path / "file"
-        path.write_bytes(b"old")
-
-        def write(stream):
-            stream.write(b"half of the n")
-            stream.flush()
-            raise error
-
-        with pytest.raises(type(error), match=str(error)):
-            write_whole(path, write)
-        assert path.read_bytes() == b"old"
-        assert os.listdir(tmp_path) == ["file"]
-
-    def test_nothing_appears_when_the_first_write_raises(self, tmp_path):
-        with pytest.raises(ZeroDivisionError, match="division"):
-            write_whole(tmp_path / "file", lambda stream: 1 / 0)
-        assert os.listdir(tmp_path) == []
-
-    def test_json_that_cannot_be_written_leaves_the_old_file(self, tmp_path):
-        write_json(tmp_path / "a.json", {"old": 1})
-        with pytest.raises(TypeError, match="not JSON serializable"):
-            write_json(tmp_path / "a.json", {"new": object()})
-        assert (tmp_path / "a.json").read_text() == '{\n  "old": 1\n}\n'
-
-
-class TestFindCheckpoint:
-    def test_auto_is_the_last_checkpoint_of_the_folder(self, tmp_path):
-        path = tmp_path / "checkpoints" / "last.pt"
-        write_whole(path, lambda stream: stream.write(b"x"))
-        assert find_checkpoint("auto", tmp_path) == path
-
-    def test_auto_is_none_where_there_is_none(self, tmp_path):
-        assert find_checkpoint("auto", tmp_path) is None
-
-    def test_a_path_is_itself(self, tmp_path):
-        (tmp_path / "some.pt").write_bytes(b"x")
-        assert find_checkpoint(str(tmp_path / "some.pt"), tmp_path / "elsewhere") == tmp_path / "some.pt"
-
-    @pytest.mark.parametrize("name", ["no.pt", "."])
-    def test_a_path_without_a_file_is_refused(self, tmp_path, name):
-        with pytest.raises(UsageError, match=r"--resume wants a checkpoint file or auto, .* is no file"):
-            find_checkpoint(str(tmp_path / name), tmp_path)
 
 
 class TestReadCheckpoint:
@@ -124,12 +79,33 @@ class TestReadCheckpoint:
         (tmp_path / "torn.pt").write_bytes(whole[: int(share * len(whole))])
         self.refused(tmp_path / "torn.pt", r"cannot read checkpoint .*torn.pt \(.+\); it is torn or not ours")
 
+    def test_a_flipped_bit_is_refused(self, tmp_path):
+        save(tmp_path / "last.pt", seed=0)
+        whole = (tmp_path / "last.pt").read_bytes()
+        for place in np.random.default_rng(0).integers(8 * len(whole), size=200).tolist():
+            damaged = bytearray(whole)
+            damaged[place // 8] ^= 1 << place % 8
+            (tmp_path / "damaged.pt").write_bytes(damaged)
+            self.refused(tmp_path / "damaged.pt", "damaged.pt")
+
+    def test_a_flipped_bit_of_a_weight_is_told(self, tmp_path):
+        weight = save(tmp_path / "last.pt", seed=0)["task"].get_trainable_module()[0].weight.detach()
+        whole = bytearray((tmp_path / "last.pt").read_bytes())
+        whole[whole.index(weight.numpy().tobytes()) + 3] ^= 1
+        (tmp_path / "damaged.pt").write_bytes(whole)
+        self.refused(tmp_path / "damaged.pt", r"cannot read checkpoint .*damaged.pt \(its digest is another one\)")
+
+    def test_torch_loads_the_file_as_it_is(self, tmp_path):
+        save(tmp_path / "last.pt", seed=0)
+        assert_same(torch.load(tmp_path / "last.pt", weights_only=True), read_checkpoint(tmp_path / "last.pt"))
+        assert zipfile.ZipFile(tmp_path / "last.pt").testzip() is None
+
     @pytest.mark.parametrize("content", [b"", b"epochs: 3\n", b"\x00" * 99, b"PK\x03\x04"])
     def test_a_file_of_another_kind_is_refused(self, tmp_path, content):
         (tmp_path / "file").write_bytes(content)
         self.refused(tmp_path / "file", "cannot read checkpoint .*; it is torn or not ours, give another")
 
-    @pytest.mark.parametrize("content", [{"epoch": 3, "state_dict": {}}, {}, {1: 2}, [1, 2], torch.zeros(3), 5])
+    @pytest.mark.parametrize("content", [{"progress": 3, "state_dict": {}}, {}, {1: 2}, [1, 2], torch.zeros(3), 5])
     def test_a_foreign_torch_file_is_refused(self, tmp_path, content):
         torch.save(content, tmp_path / "foreign.pt")
         self.refused(tmp_path / "foreign.pt", r"is no checkpoint of this trainer \(no .*version.*\); give another")
@@ -146,35 +122,70 @@ class TestReadCheckpoint:
         self.refused(tmp_path / "other.pt", f"has version {version}, wanted {VERSION}; start anew")
 
 
-class TestSaveAndLoad:
+class TestWriteCheckpoint:
+    @pytest.mark.parametrize("room", [0, 1000, 2000, 4000])
+    def test_a_full_disk_is_an_oserror_wherever_it_is_noticed(self, room):
+        class Disk(io.BytesIO):
+            def write(self, data):
+                if self.tell() + len(data) > room:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return super().write(data)
+
+        with pytest.raises(OSError, match="No space left on device"):
+            write_checkpoint(content_of(parts(seed=0)), Disk())
+
+    def test_what_cannot_be_saved_is_no_full_disk(self):
+        with pytest.raises(Exception, match=r"pickle|local"):
+            write_checkpoint({"code": lambda: 0}, io.BytesIO())
+
+
+class TestCollectAndPutBack:
     @pytest.mark.parametrize("ema", [False, True])
     def test_what_is_saved_is_put_back(self, tmp_path, ema):
         saved = save(tmp_path / "last.pt", seed=0, ema=ema)
         fresh = parts(seed=1, ema=ema)
-        first, history = load_checkpoint(read_checkpoint(tmp_path / "last.pt"), **fresh, rank=0)
-        assert (first, history) == (5, [{"epoch": 4}])
+        sums = put_back(read_checkpoint(tmp_path / "last.pt"), **fresh)
+        assert sums == {"loss": torch.tensor(2.5)}
         assert fresh["task"].clock == 11
-        for name, tensor in saved["task"].state_dict().items():  # the averaged model, too
-            assert torch.equal(fresh["task"].state_dict()[name], tensor), name
+        assert_same(fresh["task"].state_dict(), saved["task"].state_dict())  # the averaged model, too
         assert fresh["schedule"].state_dict() == saved["schedule"].state_dict()
-        one, two = (each["optimizer"].state_dict() for each in (saved, fresh))
-        assert one["param_groups"] == two["param_groups"]
-        for index in one["state"]:
-            assert torch.equal(one["state"][index]["momentum_buffer"], two["state"][index]["momentum_buffer"])
+        assert_same(*(each["optimizer"].state_dict() for each in (saved, fresh)))
 
-    def test_only_the_main_process_writes(self, tmp_path):
-        save(tmp_path / "last.pt", seed=0, main=False)
-        assert os.listdir(tmp_path) == []
+    @pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+    def test_a_plateau_keeps_the_patience_that_it_has_spent(self):
+        saved, fresh = (parts(seed=0, schedule=PlateauLRScheduler, patience_t=2) for _ in range(2))
+        for epoch in range(4):
+            saved["schedule"].step(epoch, 1.0)
+        assert saved["schedule"].lr_scheduler.num_bad_epochs == 2
+        put_back(content_of(saved), **fresh)
+        assert fresh["schedule"].lr_scheduler.state_dict() == saved["schedule"].lr_scheduler.state_dict()
 
-    def test_every_rank_gets_its_own_task_state(self, tmp_path):
-        save(tmp_path / "last.pt", seed=0)
-        content = {**read_checkpoint(tmp_path / "last.pt"), "task_states": [{"clock": 3}, {"clock": 5}]}
-        clocks = []
-        for rank in range(3):
-            fresh = parts(seed=1)
-            load_checkpoint(content, **fresh, rank=rank)
-            clocks.append(fresh["task"].clock)
-        assert clocks == [3, 5, 3]  # a rank that is new starts from rank 0's, see MemberTask.load_task_state
+    def test_every_process_gets_its_own_state(self):
+        content = content_of(parts(seed=0))
+        own = content["own_states"][0]
+        others = {"trained": {"1.running_mean": torch.full((3,), 7.0)}}
+        content["task_states"] = [{"clock": 3}, {"clock": 5}]
+        content["own_states"] = [own, {**own, "buffers": others, "sums": {"loss": torch.tensor(1.5)}}]
+        fresh = [parts(seed=1) for _ in range(2)]
+        sums = [put_back(content, **each, share=rank) for rank, each in enumerate(fresh)]
+        assert [each["task"].clock for each in fresh] == [3, 5]
+        assert sums == [{"loss": torch.tensor(2.5)}, {"loss": torch.tensor(1.5)}]
+        means = [each["task"].get_trainable_module()[1].running_mean for each in fresh]
+        assert torch.equal(means[0], own["buffers"]["trained"]["1.running_mean"])
+        assert torch.equal(means[1], torch.full((3,), 7.0))
+
+    def test_a_model_on_one_process_takes_the_buffers_of_all_its_parts(self):
+        content = content_of(parts(seed=0))
+        own = content["own_states"][0]
+        for name in ("running_mean", "running_var"):
+            values = own["buffers"]["trained"].pop(f"1.{name}")
+            content["own_states"].append({**own, "buffers": {"trained": {f"1.{name}": values + 1}, "evaluated": {}}})
+        content["own_states"] = content["own_states"][1:]  # two processes, one task state: two parts
+        fresh = parts(seed=1)
+        put_back(content, **fresh)
+        norm = fresh["task"].get_trainable_module()[1]
+        assert torch.equal(norm.running_mean, content["state_dict"]["1.running_mean"] + 1)
+        assert torch.equal(norm.running_var, content["state_dict"]["1.running_var"] + 1)
 
     def test_what_all_ranks_share_is_stored_once_and_reaches_every_rank(self, tmp_path):
         stored, saved = [], parts(seed=0)
@@ -197,12 +208,20 @@ class TestSaveAndLoad:
         save(tmp_path / "last.pt", seed=0)
         line = "cannot resume: the checkpoint does not fit this recipe: .*size mismatch"
         with pytest.raises(UsageError, match=line) as caught:
-            load_checkpoint(read_checkpoint(tmp_path / "last.pt"), **parts(seed=1, width=5), rank=0)
+            put_back(read_checkpoint(tmp_path / "last.pt"), **parts(seed=1, width=5))
         assert "\n" not in str(caught.value)
 
-    def test_averaged_weights_start_from_the_models_where_the_checkpoint_has_none(self, tmp_path):
-        saved = save(tmp_path / "last.pt", seed=0)
-        fresh = parts(seed=1, ema=True)
-        load_checkpoint(read_checkpoint(tmp_path / "last.pt"), **fresh, rank=0)
-        averaged = fresh["task"].get_trainable_module(ema=True).module
-        assert torch.equal(averaged.weight, saved["task"].get_trainable_module().weight)
+
+def assert_same(one, two):
+    """Nested dicts and lists with tensors in them."""
+    if isinstance(one, dict):
+        assert list(one) == list(two)
+        for name in one:
+            assert_same(one[name], two[name])
+    elif isinstance(one, list):
+        for a, b in zip(one, two, strict=True):
+            assert_same(a, b)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    else:
+        assert one == two

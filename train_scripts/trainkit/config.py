@@ -22,9 +22,11 @@ __all__ = ["Config", "load_recipe", "parse_config"]
 
 Floats = tuple[float, ...]
 TASKS = ("classification", "mixmo", "cotraining", "recursivemix", "automix", "manifoldmixup")
+TRACKERS = ("tensorboard", "wandb", "csv")
 _AT_LEAST_ONE = (
     *("num_classes", "in_chans", "img_size", "views", "batch_size", "validation_batch_size", "batch_repeats"),
     *("grad_accum_steps", "epochs", "log_interval"),
+    *("checkpoint_interval", "checkpoint_hist"),
 )
 
 
@@ -150,7 +152,15 @@ class Config:
     output: str = "output"
     experiment: str | None = field(default=None, metadata={"help": "folder under output; default: the model's name"})
     resume: str | None = field(default=None, metadata={"help": "a checkpoint, or auto: the run's own newest one"})
-    log_interval: int = 50
+    checkpoint_interval: int | None = field(
+        default=None, metadata={"help": "updates between checkpoints; default: at the end of every epoch only"}
+    )
+    checkpoint_hist: int = field(default=2, metadata={"help": "how many of the newest checkpoints are kept"})
+    deterministic: bool = field(
+        default=False, metadata={"help": "GPU: only operations that repeat to the bit (the CPU's do anyway); slower"}
+    )
+    tracker: str | None = field(default=None, metadata={"help": "tensorboard, wandb or csv: logs every epoch there"})
+    log_interval: int = field(default=50, metadata={"help": "batches between looks at the loss"})
     export: str = field(default="last", metadata={"help": "weights of the saved model: last or best epoch"})
 
     def __post_init__(self) -> None:
@@ -190,10 +200,11 @@ class Config:
             "clip_mode": ("norm", "value", "agc"),
             "mixup_mode": ("batch", "pair", "elem"),
             "export": ("last", "best"),
+            "tracker": (None, *TRACKERS),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise UsageError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise UsageError(f"{name} must be one of {', '.join(filter(None, known))}, got {getattr(self, name)!r}")
         self._check_mixup()
         self._check_member_parallel()
 

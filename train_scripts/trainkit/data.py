@@ -2,25 +2,39 @@
 
 Images collate to [B, C, H, W], or [B, V, C, H, W] with `MultiView`; targets to int64 [B].
 
-What makes an epoch repeatable: `start_epoch` before each one. It sets the sampler's epoch and seeds the loader's
-generator, from which torch derives the seed of every worker; a worker seeds `random`, numpy and torch with it. Workers
-live for one epoch (no persistent_workers), so nothing is carried over. The order of the images does not depend on the
-number of workers; their augmentation does, and with workers=0 it runs in the main process on the global generators, so
-`start_epoch` then seeds those too.
+What makes a run repeatable: all chance in a training item is a function of (seed, epoch, its position in the epoch's
+order, which of its copies, rank), and all chance in a training step is one of (seed, epoch, step, rank). So neither
+depends on the number of workers nor on where a run was cut, and `epoch_batches` starts anywhere in an epoch at once.
+A stream (hfids, tfds, wds) shuffles and shards itself: its items are drawn one after the other by each worker, and to
+start in the middle of an epoch it has to be read from the epoch's beginning.
 """
 
-import random
+import signal
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from trainkit.chance import keep_generators, seed_generators
 from trainkit.errors import UsageError
-from trainkit.sampler import EpochBatchSampler, ShardSampler
+from trainkit.sampler import EpochBatchSampler, Place, ShardSampler
 from trainkit.sources import check_splits, class_names, open_dataset
 
-__all__ = ["check_splits", "class_names", "create_eval_loader", "create_train_loader", "open_dataset", "start_epoch"]
+__all__ = [
+    "check_splits",
+    "class_names",
+    "create_eval_loader",
+    "create_train_loader",
+    "epoch_batches",
+    "open_dataset",
+    "start_epoch",
+]
+
+WORKER_GRACE = 30  # seconds
+_ITEM, _STEP = 0, 1  # last words of the keys: no item draws what a step draws
 
 
 def create_train_loader(
@@ -53,8 +67,9 @@ def create_train_loader(
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
+            places=True,
         )
-        return DataLoader(dataset, batch_sampler=sampler, **shared)
+        return DataLoader(_KeyedDataset(dataset), batch_sampler=sampler, **shared)
     if repeats > 1:
         raise UsageError(
             f"batch repetition needs a dataset that can be read by index, got repeats={repeats} with a streamed one: "
@@ -85,27 +100,81 @@ def create_eval_loader(
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **shared)
 
 
-def start_epoch(loader: DataLoader, epoch: int, seed: int, rank: int = 0) -> None:
-    """Make the next iteration over a training loader a function of (seed, epoch, rank) alone.
+def start_epoch(loader: Any, epoch: int, seed: int, rank: int = 0, first_batch: int = 0) -> None:
+    """Let the next iteration over a training loader begin at this place.
 
-    Sets the epoch of the sampler (or of the iterable dataset) and seeds the loader's generator, hence all workers.
-    With workers=0 the augmentations run in this process: its global generators (`random`, numpy, torch) are then
-    seeded as well, which whatever else draws from them will see.
+    A loader with a method `start(epoch, seed, rank, first_batch)` does it itself. A stream begins its epoch anew
+    whatever `first_batch` is, see `epoch_batches`.
 
     Args:
-        loader: from `create_train_loader`.
+        loader: from `create_train_loader`, or with `start`.
         epoch: counted from 0.
-        seed: of the run, >= 0; each rank draws its own augmentations.
-        rank: of this process.
+        seed: of the run, >= 0.
+        rank: of this process: each rank draws its own augmentations.
+        first_batch: batches of the epoch to leave out; they cost nothing.
     """
-    words = np.random.SeedSequence([seed, epoch, rank]).generate_state(2, np.uint64)
-    loader.generator.manual_seed(int(words[0]))
-    if isinstance(loader.batch_sampler, EpochBatchSampler):
+    if hasattr(loader, "start"):
+        loader.start(epoch, seed, rank, first_batch)
+    elif isinstance(loader.batch_sampler, EpochBatchSampler):
         loader.batch_sampler.set_epoch(epoch)
-    elif hasattr(loader.dataset, "set_epoch"):
-        loader.dataset.set_epoch(epoch)
-    if loader.num_workers == 0:
-        _seed_global_generators(int(words[1]))
+        loader.batch_sampler.set_start(first_batch)
+        loader.dataset.key = (seed, epoch, rank)
+    else:
+        word = np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0]
+        loader.generator.manual_seed(int(word))  # torch derives the workers' seeds from it
+        if hasattr(loader.dataset, "set_epoch"):
+            loader.dataset.set_epoch(epoch)
+
+
+def epoch_batches(
+    loader: Any, epoch: int, seed: int, rank: int = 0, first_batch: int = 0, device: torch.device | None = None
+) -> Iterator[Any]:
+    """Batches of an epoch from `first_batch` on; each with the global generators seeded for the step that it makes.
+
+    Args: those of `start_epoch`, and
+        device: whose generator is seeded, too.
+    """
+    start_epoch(loader, epoch, seed, rank, first_batch)
+    is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+    batches = iter(_seeded(loader, 0 if is_stream else first_batch, (seed, epoch, rank), device))
+    return islice(batches, first_batch, None) if is_stream else batches
+
+
+def _seeded(loader: Any, step: int, key: tuple[int, ...], device: torch.device | None) -> Iterator[Any]:
+    """Seeds before a batch is read: a stream without workers draws its augmentations from the same generators."""
+    batches = iter(loader)
+    while True:
+        seed_generators(*key, step, _STEP, device=device)
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        yield batch
+        step += 1
+
+
+class _KeyedDataset(Dataset):
+    """Reads samples by their `Place`, which seeds the chance in their transform.
+
+    key: (seed, epoch, rank), see `start_epoch`.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.key = (0, 0, 0)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitems__(self, places: list[Place]) -> list[Any]:
+        if get_worker_info() is not None:
+            return [self._item(place) for place in places]
+        with keep_generators():  # of the main process, where the network draws from them
+            return [self._item(place) for place in places]
+
+    def _item(self, place: Place) -> Any:
+        seed_generators(*self.key, place.position, place.copy, _ITEM)
+        return self.dataset[place.sample]
 
 
 def _loader_settings(workers: int, pin_memory: bool) -> dict[str, Any]:
@@ -121,23 +190,18 @@ def _loader_settings(workers: int, pin_memory: bool) -> dict[str, Any]:
 
 
 def _start_worker(worker: int) -> None:
-    """Seed a worker from the seed that torch gave it, and drop tar files that it shares with its parent."""
-    _seed_global_generators(torch.initial_seed())
-    reader = getattr(get_worker_info().dataset, "reader", None)  # type: ignore[union-attr]
+    """Seed a worker for its stream, let it outlive the signals to its process group, and drop shared tar files."""
+    seed_generators(torch.initial_seed())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process finishes its update first and then ends all workers
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
+    dataset = get_worker_info().dataset  # type: ignore[union-attr]
+    reader = getattr(getattr(dataset, "dataset", dataset), "reader", None)
     state = getattr(reader, "tar_state", None)
     for tar in state.values() if isinstance(state, dict) else [state]:
         if tar is not None:  # an inherited file handle has one read position for all processes
             tar.reset()
             for child in tar.children.values():
                 child.reset()
-
-
-def _seed_global_generators(seed: int) -> None:
-    """Seed `random`, numpy and torch from three words of one seed."""
-    words = np.random.SeedSequence(seed).generate_state(3, np.uint64)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]) % 2**32)
-    torch.manual_seed(int(words[2]))
 
 
 def _tell_workers(dataset: Dataset, workers: int) -> None:

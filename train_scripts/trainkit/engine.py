@@ -1,13 +1,12 @@
 """One training run: epochs of steps, evaluation, checkpoints, results."""
 
 import dataclasses
-import random
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.data import Mixup
@@ -18,15 +17,21 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from timm_mix.metrics import evaluate_members
-from trainkit.checkpoint import find_checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
 from trainkit.config import Config
-from trainkit.data import start_epoch
-from trainkit.errors import UsageError
+from trainkit.data import epoch_batches
+from trainkit.errors import Stopped
+from trainkit.files import write_json
+from trainkit.guards import LossGuard
+from trainkit.keeping import Keeper, Progress, report_unwritten
 from trainkit.member_parallel import MemberParallel
 from trainkit.parallel import DataParallel
-from trainkit.results import describe_machine, score, write_results
+from trainkit.results import describe_machine, describe_results, score
+from trainkit.signals import Agreement, StopSignals
+from trainkit.trackers import figures_of, start_tracker
 
 __all__ = ["Trainer"]
+
+STOP_EVERY = 8  # updates between two times that several processes ask each other for a signal
 
 
 class Trainer:
@@ -64,54 +69,118 @@ class Trainer:
         task.trainable_module = self.parallel.prepare(task.get_trainable_module())
         self.optimizer = accelerator.prepare(optimizer)
         self.machine = describe_machine(accelerator.device, accelerator.num_processes)
-        self.history: list[dict[str, Any]] = []
+        parts = {"task": task, "optimizer": self.optimizer, "schedule": schedule, "scaler": accelerator.scaler}
+        facts = {"batches per epoch": len(train_loader), **about.get("data", {})}
+        self.keeper = Keeper(config, accelerator, self.parallel, parts, facts)
+        self.progress = Progress()
+        self.signals = StopSignals()
+        self.agreement = Agreement(accelerator.num_processes)
+        self.stop_every = 1 if accelerator.num_processes == 1 else STOP_EVERY
+        self.guard = LossGuard(self.agreement)
 
     @property
     def folder(self) -> Path:
         return self.config.folder
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row of figures for every finished epoch."""
+        return self.progress.history
+
     def run(self) -> dict[str, Any]:
-        """Train from the start, or from the checkpoint that the settings name; returns the content of results.json."""
-        first = self._resume()
+        """Train from the start, or from the checkpoint that the settings name; returns the content of results.json.
+
+        Raises:
+            Stopped: SIGTERM or SIGINT came; the run has been saved.
+            UsageError: a checkpoint that does not fit, a loss that is not finite, or files that cannot be written.
+        """
+        self.progress = progress = self.keeper.resume()
+        start_tracker(self.accelerator, self.config, progress.history)
         if self.accelerator.is_main_process and "predicted_cost" in self.about:
             print(f"predicted cost: {self.about['predicted_cost']}", flush=True)
+        if progress.epoch >= self.epochs:  # resumed when everything was done
+            self.keeper.save(progress, final=True)
+            return self._write_results()
         results: dict[str, Any] = {}
-        for epoch in range(first, self.epochs):
-            begun = time.perf_counter()
-            row: dict[str, Any] = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
-            row["train"] = self._train_epoch(epoch)
-            row["train_seconds"] = round(time.perf_counter() - begun, 3)
-            row["eval"] = self._evaluate(self.model)
-            if self.task.has_ema():
-                row["eval_ema"] = self._evaluate(unwrap_model(self.task.get_eval_model(ema=True)))
-            self.history.append(row)
-            if self.schedule is not None:
-                self.schedule.step(epoch + 1, score(row))
-            results = self._keep(epoch)
-            self._report(row)
-        if first >= self.epochs:  # resumed when everything was done
-            results = self._keep(first - 1)
+        with self.signals:
+            while progress.epoch < self.epochs:
+                row = self._run_epoch()
+                results = self._write_results()
+                self._report(row)
+                if progress.epoch < self.epochs:
+                    self._stop_if_asked(saved=True)
         return results
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the training loader; the mean of every scalar that the task reports."""
-        config, loader = self.config, self.train_loader
-        start_epoch(loader, epoch, config.seed, self.parallel.seed_rank)
-        _seed_everything(config.seed, epoch, self.parallel.seed_rank)
+    def _run_epoch(self) -> dict[str, Any]:
+        """Train, evaluate and save; returns the epoch's row of figures."""
+        progress = self.progress
+        if progress.lr is None:
+            progress.lr = self.optimizer.param_groups[0]["lr"]
+        means = self._train_epoch()
+        row: dict[str, Any] = {"epoch": progress.epoch, "lr": progress.lr, "train": means}
+        row["train_seconds"] = round(progress.seconds, 3)
+        row["eval"] = self._evaluate(self.model)
+        if self.task.has_ema():
+            row["eval_ema"] = self._evaluate(unwrap_model(self.task.get_eval_model(ema=True)))
+        if self.schedule is not None:
+            self.schedule.step(progress.epoch + 1, score(row))
+        progress.finish_epoch(row)
+        self._log(row)
+        self.keeper.save(progress, final=progress.epoch == self.epochs)
+        return row
+
+    def _train_epoch(self) -> dict[str, float]:
+        """The rest of a pass over the training loader; the mean of every scalar that the task reported in all of it."""
+        progress, config, device = self.progress, self.config, self.accelerator.device
+        place = (progress.epoch, config.seed, self.parallel.seed_rank, progress.batch)
+        length = len(self.train_loader)
         self.task.get_trainable_module().train()
-        sums: dict[str, Tensor] = {}
         group: list[tuple[Tensor, Tensor]] = []
-        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{self.epochs}", leave=False, disable=self._quiet(), unit="batch")
-        for step, batch in enumerate(bar):
-            group.append(batch)
-            if len(group) == config.grad_accum_steps or step + 1 == len(loader):
-                update = epoch * self.updates_per_epoch + step // config.grad_accum_steps
-                _add(sums, self._update(group, update))
-                group = []
-            if step % config.log_interval == 0 and sums:
-                bar.set_postfix(loss=f"{float(sums['loss'] / sums['batches']):.4f}", refresh=False)
-        total = {name: float(value) for name, value in self._sum(sums).items()}
+        self._clock = time.perf_counter()
+        with self._bar(length) as bar:
+            # after its last batch a stream would be read once more for nothing
+            for batch in epoch_batches(self.train_loader, *place, device) if progress.batch < length else ():
+                group.append(batch)
+                bar.update()
+                if len(group) == config.grad_accum_steps or progress.batch + len(group) == length:
+                    self._step(group, bar)
+                    group = []
+        total = {name: float(value) for name, value in self._sum(progress.sums).items()}
         return {name: value / total["batches"] for name, value in total.items() if name != "batches"}
+
+    def _step(self, group: list[tuple[Tensor, Tensor]], bar: tqdm) -> None:
+        """One update, and what has to be done between two: looks at the loss, a checkpoint, the end."""
+        progress, config = self.progress, self.config
+        sums = self._update(group, progress.update)
+        self.guard.see(progress.update, sums["loss"] / sums["batches"])
+        _add(progress.sums, sums)
+        progress.batch += len(group)
+        progress.update += 1
+        now = time.perf_counter()
+        progress.seconds += now - self._clock
+        self._clock = now
+        at_end = progress.batch == len(self.train_loader)
+        due = bool(config.checkpoint_interval) and progress.update % (config.checkpoint_interval or 1) == 0
+        if due or at_end or len(self.guard) >= config.log_interval:
+            self.guard.check(self.model if due or at_end else None)
+            bar.set_postfix(loss=f"{self.guard.last_finite:.4f}", refresh=False)
+        if due or at_end or progress.update % self.stop_every == 0:
+            self._stop_if_asked()
+        if due and not at_end:
+            self.keeper.save(progress)
+            self._clock = time.perf_counter()
+
+    def _stop_if_asked(self, *, saved: bool = False) -> None:
+        """All processes together, because a signal may reach one of them first."""
+        number = self.agreement.largest(self.signals.received)
+        if not number:
+            return
+        if not saved:
+            self.guard.check(self.model)
+            self.keeper.save(self.progress, final=True)
+        name = signal.Signals(number).name
+        line = f"stopped by {name} after update {self.progress.update}, which is saved; go on with --resume auto"
+        raise Stopped(line, number)
 
     def _update(self, group: list[tuple[Tensor, Tensor]], update: int) -> dict[str, Tensor]:
         """One optimizer update over a group of batches (gradient accumulation); sums of what the task reports."""
@@ -164,57 +233,23 @@ class Trainer:
         joined = torch.stack([sums[name].double() for name in names])
         return dict(zip(names, self.accelerator.reduce(joined, reduction="sum"), strict=True))
 
-    def _keep(self, epoch: int) -> dict[str, Any]:
-        """Checkpoints and results of the epoch that just ended; only the main process writes."""
-        tops = [score(row) for row in self.history]
-        # the first of equally good epochs, as write_results has it
-        names = ["last.pt", "best.pt"] if tops.index(max(tops)) == len(tops) - 1 else ["last.pt"]
-        for name in names:
-            save_checkpoint(
-                self.folder / "checkpoints" / name,
-                task=self.task,
-                optimizer=self.optimizer,
-                schedule=self.schedule,
-                scaler=self.accelerator.scaler,
-                epoch=epoch,
-                history=self.history,
-                config=dataclasses.asdict(self.config),
-                main=self.accelerator.is_main_process,
-                whole=self.parallel.whole,
-            )
+    def _write_results(self) -> dict[str, Any]:
+        """results.json of the epochs so far; only the main process writes."""
         if not self.accelerator.is_main_process:
             return {}
-        return write_results(self.folder, self.config, self.history, self.about, self.machine)
+        content = describe_results(self.config, self.history, self.about, self.machine)
+        try:
+            write_json(self.folder / "results.json", content)
+        except OSError as error:
+            report_unwritten("results.json", error, final=self.progress.epoch >= self.epochs)
+        return content
 
-    def _resume(self) -> int:
-        if self.config.resume is None:
-            return 0
-        path = find_checkpoint(self.config.resume, self.folder)
-        if path is None:
-            return 0
-        content = read_checkpoint(path)
-        self._check_resume(path, content["config"])
-        first, self.history = load_checkpoint(
-            self.parallel.own(content),
-            task=self.task,
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            scaler=self.accelerator.scaler,
-            rank=self.parallel.share,
-        )
-        return first
-
-    def _check_resume(self, path: Path, made_with: dict[str, Any]) -> None:
-        """A schedule cannot be stretched, and the best weights of another folder are not here."""
-        for name in ("epochs", "sched"):
-            if made_with.get(name) != getattr(self.config, name):
-                raise UsageError(
-                    f"{path} was made with {name}={made_with.get(name)}, got {getattr(self.config, name)}; resume with "
-                    f"the same, or start anew from its weights"
-                )
-        best = self.folder / "checkpoints" / "best.pt"
-        if self.config.export == "best" and not best.is_file():
-            raise UsageError(f"--export best needs {best}; resume in the run's own folder")
+    def _log(self, row: dict[str, Any]) -> None:
+        """Before the checkpoint: of an epoch that was saved nothing is missing."""
+        try:
+            self.accelerator.log(figures_of(row), step=row["epoch"])
+        except OSError as error:
+            report_unwritten("the tracker's file", error, final=self.progress.epoch >= self.epochs)
 
     def _report(self, row: dict[str, Any]) -> None:
         """One line per epoch."""
@@ -229,6 +264,11 @@ class Trainer:
         if "eval_ema" in row:
             line += f"  EMA {row['eval_ema']['ensemble']['top1']:.2f} %"
         print(f"{line}  ({row['train_seconds']:.0f} s)", flush=True)
+
+    def _bar(self, length: int) -> tqdm:
+        name = f"epoch {self.progress.epoch + 1}/{self.epochs}"
+        start = self.progress.batch
+        return tqdm(total=length, initial=start, desc=name, leave=False, disable=self._quiet(), unit="batch")
 
     def _quiet(self) -> bool | None:
         """tqdm: None shows a bar on a terminal only."""
@@ -254,11 +294,3 @@ def _add_l2_gradient(module: nn.Module, penalty: float) -> None:
             parameter.grad = torch.zeros_like(parameter)
         grads.append(parameter.grad)
     torch._foreach_add_(grads, parameters, alpha=2 * penalty)
-
-
-def _seed_everything(seed: int, epoch: int, rank: int) -> None:
-    """Dropout and the like: a function of (seed, epoch, rank), so that a run resumed at an epoch goes on alike."""
-    words = np.random.SeedSequence([seed, epoch, rank, 1]).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]))
-    torch.manual_seed(int(words[2]))

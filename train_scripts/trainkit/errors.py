@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["UsageError", "run_script", "user_errors"]
+__all__ = ["Stopped", "UsageError", "run_script", "user_errors"]
 
 _CAUSED_BY_SETTINGS = (
     ValueError,
@@ -23,6 +23,14 @@ class UsageError(ValueError):
     """A mistake of the user; scripts print it as one line and exit with 2."""
 
 
+class Stopped(Exception):  # noqa: N818 - nothing is wrong with the run
+    """A signal ended a run that has been saved; scripts print it as one line and exit with 128 + its number."""
+
+    def __init__(self, line: str, number: int):
+        super().__init__(line)
+        self.status = 128 + number
+
+
 @contextmanager
 def user_errors(what: str) -> Iterator[None]:
     """Turn what a library raises over a setting into a UsageError: "cannot <what>: <reason>"."""
@@ -36,12 +44,20 @@ def user_errors(what: str) -> Iterator[None]:
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's main; a UsageError becomes one line on stderr (from one process only) and exit status 2."""
+    """Run a script's main; a UsageError becomes one line on stderr and exit status 2, Stopped its own status."""
     try:
         main()
     except UsageError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         sys.exit(2)
+    except Stopped as stopped:
+        _say(str(stopped))
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _say(line: str) -> None:
+    """From one process only."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, file=sys.stderr)

@@ -101,7 +101,7 @@ class MemberParallel:
         clip_grads_with_norm_(parameters, config.clip_grad, square.sqrt())
 
     def whole(self, content: dict[str, Any]) -> dict[str, Any]:
-        """The parts of the first replica, put together; each replica has one task state."""
+        """The parts of the first replica, put together; each replica has one task state, each process an own one."""
         if self.share > 0:
             return content
         divided = {name: content[name] for name in ("state_dict", "state_dict_ema", "optimizer") if name in content}

@@ -18,7 +18,7 @@ class DataParallel:
 
     share, shares: which of how many shares of the samples this process works on.
     seed_rank: with the run's seed it seeds augmentation and dropout of this process.
-    parts: number of processes that hold one model together.
+    part, parts: which part of how many of the model this process holds.
     model_settings, task_settings: what build_model and build_task need to know of it.
     """
 
@@ -26,7 +26,7 @@ class DataParallel:
         self.accelerator = accelerator
         self.share, self.shares = accelerator.process_index, accelerator.num_processes
         self.seed_rank = accelerator.process_index
-        self.parts = 1
+        self.part, self.parts = 0, 1
         self.model_settings: dict[str, Any] = {}
         self.task_settings: dict[str, Any] = {}
 

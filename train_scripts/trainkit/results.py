@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from trainkit.config import Config
-from trainkit.files import write_json
 
-__all__ = ["describe_machine", "score", "write_results"]
+__all__ = ["describe_machine", "describe_results", "score"]
 
 _PACKAGES = ("timm_mix", "timm", "torch", "torchvision", "accelerate", "huggingface_hub", "safetensors", "numpy")
 
@@ -35,12 +34,12 @@ def describe_machine(device: torch.device, processes: int = 1) -> dict[str, Any]
     return {"hardware": hardware, "versions": versions}
 
 
-def write_results(
-    folder: Path, config: Config, history: list[dict[str, Any]], about: dict[str, Any], machine: dict[str, Any]
+def describe_results(
+    config: Config, history: list[dict[str, Any]], about: dict[str, Any], machine: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write folder/results.json anew after an epoch; returns its content."""
+    """The content of results.json after an epoch."""
     best = max(history, key=score)  # the first of equals
-    content = {
+    return {
         "command": sys.argv,
         "config": dataclasses.asdict(config),
         "seed": config.seed,
@@ -50,8 +49,6 @@ def write_results(
         "best": {"epoch": best["epoch"], "chosen_on": "the validation split itself", **_published(best)},
         "epochs": history,
     }
-    write_json(folder / "results.json", content)
-    return content
 
 
 def score(row: dict[str, Any]) -> float:

@@ -5,16 +5,29 @@ order that the uninterrupted run would have seen.
 """
 
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from trainkit.errors import UsageError
 
-__all__ = ["EpochBatchSampler", "ShardSampler"]
+__all__ = ["EpochBatchSampler", "Place", "ShardSampler"]
 
 
-class EpochBatchSampler(Sampler[list[int]]):
+class Place(NamedTuple):
+    """One sample of an epoch.
+
+    sample: its index in the dataset.   position: in the order of the epoch, over all processes.
+    copy: which of its `repeats`.
+    """
+
+    sample: int
+    position: int
+    copy: int
+
+
+class EpochBatchSampler(Sampler[list[Any]]):
     """Batches of one epoch for one of `world_size` processes, with batch repetition.
 
     The order of an epoch is `np.random.default_rng([seed, epoch]).permutation(num_samples)`. Step k takes the next
@@ -29,6 +42,7 @@ class EpochBatchSampler(Sampler[list[int]]):
         batch_size: per process, copies included.
         repeats: how often each image stands in its batch (b of the MixMo paper).
         shuffle: False keeps the order of the dataset.
+        places: give a `Place` for every sample; False gives the index alone.
         drop_last: False adds a short last batch. No image is doubled to fill it: with `shuffle` and several processes
             up to world_size - 1 images are left out so that all ranks get equally many; without `shuffle` every image
             is kept and the ranks may differ by one, or have no last batch.
@@ -48,11 +62,13 @@ class EpochBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         shuffle: bool = True,
         drop_last: bool = True,
+        places: bool = False,
     ):
         _check_at_least(num_samples=(num_samples, 1), batch_size=(batch_size, 1), repeats=(repeats, 1), seed=(seed, 0))
         _check_rank(rank, world_size)
         self.num_samples, self.batch_size, self.repeats, self.seed = num_samples, batch_size, repeats, seed
         self.rank, self.world_size, self.shuffle, self.drop_last = rank, world_size, shuffle, drop_last
+        self.places = places
         self.epoch = 0
         self.start_batch = 0
         self._check_batch()
@@ -66,15 +82,15 @@ class EpochBatchSampler(Sampler[list[int]]):
         """Batches of a whole epoch on this rank, whatever `start_batch` is."""
         return self.num_samples // (self.distinct * self.world_size) + (len(self._last_slice()) > 0)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         order = self._order()
         stride = self.distinct * self.world_size
         for batch in range(self.start_batch, self.num_samples // stride):
             first = batch * stride + self.rank * self.distinct
-            yield order[first : first + self.distinct].tolist() * self.repeats
+            yield self._batch(order, range(first, first + self.distinct))
         last = self._last_slice()
         if last and self.start_batch < len(self):
-            yield order[last.start : last.stop].tolist() * self.repeats
+            yield self._batch(order, last)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration draws, counted from 0, and start it at its first batch."""
@@ -96,6 +112,13 @@ class EpochBatchSampler(Sampler[list[int]]):
         if not self.shuffle:
             return np.arange(self.num_samples)
         return np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+
+    def _batch(self, order: np.ndarray, positions: range) -> list[Any]:
+        indices = order[positions.start : positions.stop].tolist()
+        if not self.places:
+            return indices * self.repeats
+        once = list(zip(indices, positions, strict=True))
+        return [Place(sample, position, copy) for copy in range(self.repeats) for sample, position in once]
 
     def _last_slice(self) -> range:
         """This rank's places, in the order of the epoch, of the short last batch; empty where there is none."""

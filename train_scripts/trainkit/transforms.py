@@ -1,7 +1,7 @@
 """From PIL images to normalised tensors: a recipe for small images, timm's for ImageNet, and several views of an image.
 
 All chance is drawn from the global generators of `random`, numpy and torch, as torchvision and timm do;
-`trainkit.data.start_epoch` seeds them.
+`trainkit.data` seeds them for every item.
 """
 
 import math
