@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object, send_to_device
 from timm.models import clean_state_dict
 from timm.task import TrainingTask
@@ -28,13 +27,15 @@ _KEYS = {
 }
 
 
-def collect(task: TrainingTask, optimizer: Any, schedule: Any, scaler: Any, sums: dict[str, Tensor]) -> dict[str, Any]:
+def collect(
+    task: TrainingTask, optimizer: Any, schedule: Any, scaler: Any, sums: dict[str, Tensor], *, main: bool = True
+) -> dict[str, Any]:
     """The state of the parts of a run; all processes call this together.
 
+    main: this is the process whose word counts for what a task has alike everywhere (`shared_state`).
     task_states, own_states: of every process; the latter is what the networks have of their own in each (BatchNorm
         statistics, what the task averages beside the model) and `sums`.
     """
-    main = PartialState().is_main_process
     states = _without_shared(task, task.get_task_state(), main), _own_state(task, sums, main)
     processes = gather_object([send_to_device(states, "cpu")])
     content = {

@@ -78,8 +78,9 @@ class Keeper:
         state = {name: getattr(progress, name) for name in _PLACE}
         content = {"version": VERSION, "progress": state, "facts": self.facts}
         content["config"] = dataclasses.asdict(self.config)
-        content = self.parallel.whole({**content, **collect(**self.parts, sums=progress.sums)})
-        if not self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        content = self.parallel.whole({**content, **collect(**self.parts, sums=progress.sums, main=main)})
+        if not main:
             return
         try:
             self.files.write(content, progress.update, best=progress.at_best)
