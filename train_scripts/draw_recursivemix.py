@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--places", type=int, default=2, help="places of the batch, one block of rows each")
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--resize", default="nearest", choices=MODES)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=2, help="default: one whose six boxes are all large enough to see")
     args = parser.parse_args(argv)
     if args.steps < 2 or args.places < 1 or args.img_size < 8 or args.seed < 0:
         raise UsageError(
