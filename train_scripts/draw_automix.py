@@ -83,8 +83,8 @@ def _draw(args: argparse.Namespace) -> None:
     mixed = {lam: mix_pairs(pixels, torch.from_numpy(partners), mask)[rows] for lam, mask in masks.items()}
     kept = {lam: mask[rows, 0] for lam, mask in masks.items()}
     title = (
-        f"Masks of the Mix Block ({settings.mix.get('block', 'automix')}, {settings.model}, epoch "
-        f"{content['epoch'] + 1} of {settings.epochs}) for validation images of "
+        f"Masks of the Mix Block ({settings.mix.get('block', 'automix')}, {settings.model}, after "
+        f"{content['progress']['epoch']} of {settings.epochs} epochs) for validation images of "
         f"{settings.data_dir or settings.dataset}; white: the image, black: its partner"
     )
     plot_automix_masks(args.output, pixels[rows], pixels[partners][rows], kept, mixed, title)

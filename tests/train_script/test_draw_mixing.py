@@ -13,7 +13,7 @@ from draw_automix import load_task, masks_of
 from draw_automix import main as draw_automix
 from draw_recursivemix import chain_of
 from draw_recursivemix import main as draw_recursivemix
-from trainkit.checkpoint import read_checkpoint, save_checkpoint
+from trainkit.checkpoint import VERSION, collect, read_checkpoint, write_checkpoint
 from trainkit.config import Config
 from trainkit.errors import UsageError
 from trainkit.mix_plots import _nested
@@ -83,7 +83,7 @@ def test_the_chain_is_drawn_from_real_images(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--steps", "1"], "--steps must be >= 2, --places >= 1, --img-size >= 8 and --seed >= 0, got 1, 2, 64 and 0"),
+        (["--steps", "1"], "--steps must be >= 2, --places >= 1, --img-size >= 8 and --seed >= 0, got 1, 2, 64 and 2"),
         (["--places", "999"], r"the picture needs 5994 validation images that can be picked, got \d+; ask for fewer"),
         (["--alpha", "2"], r"cannot draw the chain: alpha must be in \(0, 1\], got 2.0"),
     ],
@@ -106,9 +106,10 @@ def checkpoint(tmp_path):
         block = made.get_trainable_module().block
         torch.nn.init.normal_(block.value.weight)
         optimizer = torch.optim.SGD(made.get_trainable_module().parameters(), lr=0.1)
-        states = {"schedule": None, "scaler": None, "history": [], "config": dataclasses.asdict(config)}
+        about = {"config": dataclasses.asdict(config), "progress": {"epoch": 1}, "facts": {}, "version": VERSION}
         path = tmp_path / "last.pt"
-        save_checkpoint(path, task=made, optimizer=optimizer, epoch=0, main=True, **states)
+        with path.open("w+b") as stream:
+            write_checkpoint({**collect(made, optimizer, None, None, {}), **about}, stream)
         return path, made
 
     return write

@@ -1,7 +1,7 @@
 """train.py with a mixer, and with settings of the Mix Block's own: it trains, and resumes exactly."""
 
 import pytest
-from script_runs import TASKS, assert_equal_states, assert_equal_tensors, checkpoint, figures
+from script_runs import TASKS, assert_same_run, checkpoint, figures
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -23,10 +23,7 @@ def test_a_run_resumed_after_an_epoch_ends_like_an_uninterrupted_one(task, flags
     interrupted("after an epoch", *flags)
     results = run(*flags)
     assert [figures(row) for row in results["epochs"]] == [figures(row) for row in whole["epochs"]]
-    one, two = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "run")
-    assert_equal_tensors(one["state_dict"], two["state_dict"])
-    assert_equal_states(one["task_states"], two["task_states"])
-    assert one["optimizer"]["param_groups"] == two["optimizer"]["param_groups"]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_the_blocks_rate_ends_near_its_floor(run, tmp_path):
