@@ -10,6 +10,8 @@ DATA = {
     **{"tiny_imagenet": (100_000, 200), "imagenet": (1_281_167, 1000)},
 }
 OF_PAPERS = [path for path in ALL if path.parent.name in DATA]
+# RecursiveMix, AutoMix and SAMix, whose recipes name their paper
+SAMPLE_MIXING = ("arXiv:2203.06844", "arXiv:2103.13027", "arXiv:2111.15454")
 
 
 def named(path):
@@ -24,3 +26,6 @@ def header(path):
             break
         lines.append(line.removeprefix("# "))
     return {"title": lines[0], **dict(line.split(": ", 1) for line in lines[1:] if ": " in line)}
+
+
+OF_SAMPLE_MIXING = [path for path in OF_PAPERS if any(paper in header(path)["title"] for paper in SAMPLE_MIXING)]

@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-import timm_mix.models  # noqa: F401
-from trainkit.build import build_optimizer, build_schedule
+import timm_mix
+from trainkit.build import build_optimizer, build_schedule, build_task
 from trainkit.config import Config
 from trainkit.errors import UsageError
 
@@ -114,3 +114,59 @@ def test_a_staircase_falls_every_fraction_of_an_epoch():
     """EfficientNet's: x .97 every .8 epoch."""
     config = Config(lr=1.0, epochs=4, sched="step", decay_rate=0.97, decay_epochs=0.8, sched_on_updates=True)
     assert rates(config, 10) == pytest.approx([0.97 ** (i // 8) for i in range(40)])
+
+
+def mixer_task(**settings):
+    config = Config(model="wrn16_2", mixer="resizemix", seed=5, epochs=3, **settings)
+    model = timm.create_model("wrn16_2", depth=10, widen_factor=1, num_classes=3)
+    return build_task(config, model, 3, steps_per_epoch=2)
+
+
+BATCH = (torch.rand(5, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1]))
+
+
+def test_a_mixer_mixes_every_batch_and_smooths_its_labels():
+    task, seen = mixer_task(mix={"scope": [0.3, 0.4]}, smoothing=0.3), []
+    task.trainable_module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    alike = timm_mix.create_mixer("resizemix", num_classes=3, seed=9, label_smoothing=0.3, scope=(0.3, 0.4))
+    alike.rng.bit_generator.state = task.rng.bit_generator.state
+    images, labels = alike(*BATCH)
+    task.eval()
+    result = task(*BATCH)
+    assert torch.equal(seen[0], images)
+    assert not torch.equal(images, BATCH[0])
+    wanted = torch.nn.functional.cross_entropy(result["output"], labels)
+    torch.testing.assert_close(result["loss"], wanted)
+
+
+def test_a_resumed_mixer_draws_what_the_run_would_have_drawn():
+    """The generator is in the task's state, and so in the checkpoint."""
+    task, other, seen = mixer_task(), mixer_task(), []
+    task(*BATCH)
+    other.load_task_state(task.get_task_state())
+    for one in (task, other):
+        one.trainable_module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        one(*BATCH)
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_a_mixer_ends_where_off_epoch_says():
+    task, seen = mixer_task(mix={"off_epoch": 1}), []
+    task.trainable_module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for _ in range(3):
+        task(*BATCH)
+    assert [torch.equal(images, BATCH[0]) for images in seen] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("mix", "line"),
+    [
+        ({"scoop": 1}, "mixer resizemix has no setting 'scoop'; it has mode, scope"),
+        ({"scope": [0.9, 0.1]}, "scope"),
+        ({"off_epoch": -1}, "off_epoch must be an integer >= 0"),
+    ],
+)
+def test_a_wrong_setting_of_a_mixer_is_one_line(mix, line):
+    with pytest.raises(UsageError, match=f"cannot create task 'classification': .*{line}") as caught:
+        mixer_task(mix=mix)
+    assert "\n" not in str(caught.value)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import timm
-from recipe_files import ALL, DATA, OF_PAPERS, header, named
+from recipe_files import ALL, DATA, OF_PAPERS, OF_SAMPLE_MIXING, header, named
 
 import timm_mix
 from trainkit.config import Config, load_recipe, parse_config
 from trainkit.cost import predict_cost, steps_per_epoch
 from trainkit.errors import UsageError
 
-OF_MIXMO = [path for path in OF_PAPERS if not path.stem.startswith("splitnet_")]
+OF_MIXMO = [path for path in OF_PAPERS if not path.stem.startswith("splitnet_") and path not in OF_SAMPLE_MIXING]
 ROWS = [
     *("vanilla", "mixup", "cutmix", "cut_mixmo_m4_b4"),
     *(f"{row}_m2_b{b}" for row in ("mimo", "linear_mixmo", "cut_mixmo") for b in (1, 2, 4)),
@@ -201,6 +201,17 @@ def test_a_missing_recipe_is_one_line(tmp_path):
         (["--amp-dtype", "fp16"], "amp_dtype must be one of bfloat16, float16, got 'fp16'"),
         (["--clip-mode", "max"], "clip_mode must be one of norm, value, agc, got 'max'"),
         (["--export", "first"], "export must be one of last, best, got 'first'"),
+        (["--mixer", "mixmix"], "mixer must be one of mixup, cutmix, resizemix, switch, got 'mixmix'"),
+        (["--mixer", "mixup", "--task", "mixmo"], "mixer is for task classification, got task mixmo; drop one"),
+        (["--mixer", "cutmix", "--mixup", "1"], "mixer cutmix takes the place of mixup and cutmix; drop one"),
+        (["--block-lr", "1"], "block_lr are for task automix, got task classification; drop them"),
+        (["--task", "automix", "--block-lr", "-1"], r"block_lr must lie in \[0, inf\), got -1"),
+        (["--task", "automix", "--block-lr", "nan"], r"block_lr must lie in \[0, inf\), got nan"),
+        (["--task", "automix", "--block-momentum", "1"], r"block_momentum must lie in \[0, 1\), got 1"),
+        (
+            ["--task", "automix", "--block-min-lr", "0", "--sched", "plateau"],
+            "block_min_lr needs a schedule that is known beforehand, got sched plateau; take cosine",
+        ),
         (["--mixup-mode", "half"], "mixup_mode must be one of batch, pair, elem, got 'half'"),
         (["--mixup", "-1"], "mixup must be >= 0 and finite, got -1"),
         (["--cutmix", "nan"], "cutmix must be >= 0 and finite, got nan"),
@@ -248,7 +259,7 @@ def test_there_is_a_recipe_for_every_row_of_the_cifar_tables(dataset):
 
 def test_there_is_a_recipe_for_every_width_on_tiny_imagenet():
     rows = {f"{row}_w{width}" for row in ("vanilla", "linear_mixmo", "cut_mixmo") for width in (1, 2, 3)}
-    stems = {path.stem.removesuffix("_m2_b4") for path in ALL if path.parent.name == "tiny_imagenet"}
+    stems = {path.stem.removesuffix("_m2_b4") for path in OF_MIXMO if path.parent.name == "tiny_imagenet"}
     assert stems == rows
 
 
@@ -299,7 +310,8 @@ def test_the_task_takes_the_settings_of_the_recipe(path):
         assert not config.mix
         return
     names = {"mixmo": "mixmo_wrn16_2_m2", "cotraining": "splitnet_wrn28_10_s2"}
-    model = timm.create_model(names[config.task], num_classes=3, device="meta")
+    name = names.get(config.task, "resnet18" if config.mix.get("reduction") == 16 else "resnet18_cifar")
+    model = timm.create_model(name, num_classes=3, device="meta")
     clock = {"steps_per_epoch": 5, "total_steps": 5 * config.epochs}
     timm_mix.create_task(config.task, model, None, num_classes=3, verbose=False, **clock, **config.mix)
 

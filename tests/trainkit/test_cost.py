@@ -119,14 +119,45 @@ def test_the_line_names_iterations_time_and_network():
 
 def test_automix_costs_its_passes():
     """q twice (6 units), k's forward and input gradient (2), and k's features up to the masks' stage, of 3 units."""
-
-    def automix(**mix):
-        config = Config(model="wrn16_2", task="automix", mix=mix)
-        return predict_cost(config, num_classes=10, steps_per_epoch=10).relative_time
-
-    exact = automix(reduction=2)
+    exact, block = automix(reduction=2), block_by_hand() / plain_flops()
     assert 8 / 3 < exact < 3
     cheaper = automix(reduction=2, block_every=4, one_hot_prob=0.25)
-    assert exact - cheaper == pytest.approx(0.75 + 2 / 3 * 3 / 4, abs=1e-6)
+    assert exact - cheaper == pytest.approx(0.75 + 2 / 3 * 3 / 4 + 3 * 3 / 4 * block, abs=1e-6)
     assert exact - automix(reduction=2, one_hot_share=0.5) == pytest.approx(0.5, abs=1e-6)
     assert exact - automix(reduction=2, switch_off=0.8) == pytest.approx(2 / 3 * 0.8, abs=1e-6)
+
+
+def test_the_mix_block_runs_forward_twice_and_backward_once():
+    """Its own share is what is left of two blocks that differ in one channel."""
+    with_lam, without = automix(reduction=2), automix(reduction=2, block_kwargs={"lam_channel": False})
+    difference = block_by_hand() - block_by_hand(lam_channel=0)
+    assert with_lam - without == pytest.approx(4 * difference / plain_flops(), rel=1e-6)
+
+
+def automix(**mix):
+    config = Config(model="wrn16_2", task="automix", mix=mix)
+    return predict_cost(config, num_classes=10, steps_per_epoch=10).relative_time
+
+
+def block_by_hand(lam_channel=1, channels=64, places=16 * 16):
+    """Query of both images, value of one, attention and its sum, 2 FLOPs per multiply-add."""
+    width = channels + lam_channel
+    return 2 * places * (2 * width * (channels // 2) + width + places * (channels // 2) + places)
+
+
+def plain_flops():
+    return _count_flops(
+        timm.create_model("wrn16_2", num_classes=10, device="meta"), torch.empty(1, 3, 32, 32, device="meta")
+    )
+
+
+@pytest.mark.parametrize("task", ["recursivemix", "manifoldmixup"])
+def test_mixing_inputs_or_features_costs_nothing(task):
+    config = Config(model="wrn16_2", task=task)
+    assert predict_cost(config, num_classes=10, steps_per_epoch=10).relative_time == 1.0
+
+
+def test_counting_a_mix_block_draws_no_chance():
+    state = torch.get_rng_state()
+    assert automix(reduction=2, block="samix") > automix(reduction=2)
+    assert torch.equal(torch.get_rng_state(), state)

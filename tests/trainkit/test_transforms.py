@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from trainkit.errors import UsageError
-from trainkit.transforms import MultiView, create_transform, small_image_transform
+from trainkit.transforms import Lighting, MultiView, create_transform, small_image_transform
 
 MEAN, STD = (0.1, 0.3, 0.7), (0.2, 0.5, 1.1)
 HEIGHT, WIDTH = 11, 13
@@ -259,3 +259,46 @@ def test_multi_view_draws_as_often_as_calling_the_transform(image):
 def test_multi_view_needs_a_view():
     with pytest.raises(UsageError, match="views must be at least 1, got 0"):
         MultiView(small(), 0)
+
+
+def test_lighting_adds_one_colour_to_the_whole_image():
+    image = torch.rand(3, 5, 7)
+    noise = Lighting(0.1)(image) - image
+    torch.testing.assert_close(noise, noise[:, :1, :1].expand_as(noise))
+    assert noise.abs().max() > 0
+    torch.testing.assert_close(Lighting(0.0)(image), image)
+
+
+def test_lighting_spreads_along_imagenets_axes():
+    """Covariance: std^2 A diag(s^2) A^T, with A the axes in columns and s their scales."""
+    lighting = Lighting(0.1)
+    drawn = torch.stack([lighting(torch.zeros(3, 1, 1)).flatten() for _ in range(20_000)])
+    axes, scales = torch.tensor(Lighting.AXES), torch.tensor(Lighting.SCALES)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(3), atol=1e-3, rtol=0)  # orthonormal, as printed
+    wanted = 0.01 * axes @ torch.diag(scales**2) @ axes.T
+    torch.testing.assert_close(drawn.T.cov(), wanted, atol=2e-5, rtol=0)
+
+
+def test_lighting_comes_before_the_normalisation_and_in_training_only(image):
+    plain = {"hflip": 0.0, "color_jitter": 0.0, "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    for training in (True, False):
+        made = create_transform("imagenet", CONFIG, training=training, lighting=0.1, **plain)
+        names = [type(step).__name__ for step in made.transforms]
+        assert ("Lighting" in names) == training
+        if training:
+            assert names.index("Lighting") == names.index("Normalize") - 1
+
+
+@pytest.mark.parametrize("style", ["small", "none"])
+def test_lighting_belongs_to_imagenet(style):
+    with pytest.raises(UsageError, match=f"style '{style}' has no option lighting .*belongs to imagenet"):
+        create_transform(style, CONFIG, training=True, lighting=0.1)
+
+
+def test_lighting_of_grey_images_or_below_zero_is_refused():
+    grey = {**CONFIG, "input_size": (1, 11, 13), "mean": (0.1,), "std": (0.2,)}
+    with pytest.raises(UsageError, match="lighting is for images in colour, got 1 channels: drop it"):
+        create_transform("imagenet", grey, training=True, lighting=0.1)
+    for std in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=f"lighting must be >= 0 and finite, got {std}"):
+            create_transform("imagenet", CONFIG, training=True, lighting=std)

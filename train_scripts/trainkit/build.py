@@ -20,7 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import timm_mix
 from timm_mix.functional.splitnet import divided_weight_decay
+from timm_mix.mixers import create_mixer
 from timm_mix.models.splitnet import SplitNet
+from timm_mix.tasks._mixer import MixerTask
+from trainkit.block_groups import BlockSchedule, GroupsOf, own_block_group
 from trainkit.config import Config
 from trainkit.data import check_splits, class_names, create_eval_loader, create_train_loader, open_dataset
 from trainkit.errors import UsageError, user_errors
@@ -112,7 +115,8 @@ def build_loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """Training and validation loaders of one process."""
     options = {
-        **{"padding": config.padding, "hflip": config.hflip, "vflip": config.vflip, "aa": config.aa},
+        **{"padding": config.padding, "pad_mode": config.pad_mode, "lighting": config.lighting},
+        **{"hflip": config.hflip, "vflip": config.vflip, "aa": config.aa},
         **{"scale": config.scale, "ratio": config.ratio, "color_jitter": config.color_jitter},
         **{"re_prob": config.reprob, "re_mode": config.remode, "re_count": config.recount},
         **{"re_scale": config.rescale, "re_ratio": config.reratio},
@@ -139,6 +143,8 @@ def build_task(
     """The training task of the recipe, on the model's device; `settings` are those that no recipe holds."""
     with user_errors(f"create task {config.task!r}"):
         criterion = create_classification_loss(smoothing=config.smoothing, soft_targets=config.mixes_samples)
+        if config.mixer is not None:
+            return _mixer_task(config, model, num_classes, steps_per_epoch)
         if config.task == "classification":
             if config.mix:
                 raise UsageError(f"task classification has no settings, got mix: {', '.join(config.mix)}; drop them")
@@ -152,6 +158,18 @@ def build_task(
             total_steps=config.epochs * steps_per_epoch,
             **{"steps_per_epoch": steps_per_epoch, "verbose": False, **settings, **config.mix},
         )
+
+
+def _mixer_task(config: Config, model: nn.Module, num_classes: int, steps_per_epoch: int) -> MixerTask:
+    """Plain classification of what a mixer makes of the batches; the mixer smooths the labels."""
+    settings = dict(config.mix)
+    clock = {"steps_per_epoch": steps_per_epoch, "total_steps": config.epochs * steps_per_epoch}
+    off_epoch = settings.pop("off_epoch", None)
+    mixer = create_mixer(
+        config.mixer or "", num_classes=num_classes, seed=config.seed, label_smoothing=config.smoothing, **settings
+    )
+    task_settings: dict[str, Any] = {"mixer": mixer, "off_epoch": off_epoch, "verbose": False, **clock}
+    return MixerTask(model, nn.CrossEntropyLoss(), num_classes=num_classes, seed=config.seed, **task_settings)
 
 
 def build_mixup(config: Config, num_classes: int) -> Mixup | None:
@@ -170,7 +188,10 @@ def build_mixup(config: Config, num_classes: int) -> Mixup | None:
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimizer and parameter groups, with the weight decay of the parts and the names that it spares."""
+    """timm's optimizer and parameter groups, with the weight decay of the parts and the names that it spares.
+
+    A Mix Block gets groups of its own where the recipe has settings for it.
+    """
     settings = optimizer_kwargs(config)
     if config.divide_weight_decay:
         if not isinstance(model, SplitNet):
@@ -179,7 +200,9 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     if config.no_decay is not None:
         settings["param_group_fn"] = _groups_by_name(config, settings["weight_decay"])
     with user_errors(f"create optimizer {config.opt!r}"):
-        return create_optimizer_v2(model, **settings)
+        optimizer = create_optimizer_v2(model, **settings)
+        own_block_group(config, optimizer, model)
+    return optimizer
 
 
 def _groups_by_name(config: Config, weight_decay: float) -> Callable[[nn.Module], list[dict[str, Any]]]:
@@ -197,10 +220,18 @@ def _groups_by_name(config: Config, weight_decay: float) -> Callable[[nn.Module]
 def build_schedule(config: Config, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Any, int]:
     """timm's scheduler and the number of epochs with its cool-down; the recipe's epochs where there is none."""
     with user_errors(f"create schedule {config.sched!r}"):
-        settings = scheduler_kwargs(config)
-        if config.sched_after_warmup:  # timm counts such epochs on top of the warm-up
-            settings |= {"num_epochs": config.epochs - config.warmup_epochs, "warmup_prefix": True}
-        schedule, epochs = create_scheduler_v2(optimizer, updates_per_epoch=updates_per_epoch, **settings)
+        if config.block_min_lr is None:
+            return _schedule(config, optimizer, updates_per_epoch, config.min_lr)
+        network, epochs = _schedule(config, GroupsOf(optimizer, block=False), updates_per_epoch, config.min_lr)
+        block, _ = _schedule(config, GroupsOf(optimizer, block=True), updates_per_epoch, config.block_min_lr)
+    return BlockSchedule(network, block), epochs
+
+
+def _schedule(config: Config, optimizer: Any, updates_per_epoch: int, min_lr: float) -> tuple[Any, int]:
+    settings = {**scheduler_kwargs(config), "min_lr": min_lr}
+    if config.sched_after_warmup:  # timm counts such epochs on top of the warm-up
+        settings |= {"num_epochs": config.epochs - config.warmup_epochs, "warmup_prefix": True}
+    schedule, epochs = create_scheduler_v2(optimizer, updates_per_epoch=updates_per_epoch, **settings)
     if isinstance(schedule, MultiStepLRScheduler) and config.sched_on_updates:
         # timm lets milestone m act at index m - 1, here the last update of an epoch: wait for the next epoch's first
         schedule.decay_t = [update + 1 for update in schedule.decay_t]

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from timm_mix.mixers import MIXERS
 from trainkit.errors import UsageError
 
 __all__ = ["Config", "load_recipe", "parse_config"]
@@ -65,11 +66,17 @@ class Config:
         default="classification",
         metadata={"help": "classification, mixmo, cotraining, recursivemix, automix or manifoldmixup"},
     )
-    mix: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of the task, key=value"})
+    mixer: str | None = field(
+        default=None, metadata={"help": f"mixes the batches of task classification: {', '.join(MIXERS)}"}
+    )
+    mix: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of the task or mixer, key=value"})
     smoothing: float = 0.0
     # augmentation
     aug: str = field(default="imagenet", metadata={"help": "small (pad, crop, flip), imagenet (timm's) or none"})
     padding: int | None = None
+    pad_mode: str | None = field(
+        default=None, metadata={"help": "with aug=small: constant (zeros, the default), edge, reflect or symmetric"}
+    )
     mean: Floats | None = None
     std: Floats | None = None
     interpolation: str | None = None
@@ -79,6 +86,9 @@ class Config:
     hflip: float | None = None
     vflip: float | None = None
     color_jitter: float | None = None
+    lighting: float | None = field(
+        default=None, metadata={"help": "std of AlexNet's colour noise along the data's main axes, with aug=imagenet"}
+    )
     aa: str | None = field(default=None, metadata={"help": "AutoAugment: timm's string, or cifar10 with aug=small"})
     reprob: float | None = None
     remode: str | None = None
@@ -118,6 +128,11 @@ class Config:
     opt_eps: float | None = None
     opt_betas: Floats | None = None
     layer_decay: float | None = None
+    block_lr: float | None = field(default=None, metadata={"help": "automix: of the Mix Block; default: lr"})
+    block_min_lr: float | None = field(default=None, metadata={"help": "automix: of the Mix Block; default: min_lr"})
+    block_momentum: float | None = field(
+        default=None, metadata={"help": "automix: of the Mix Block; default: momentum"}
+    )
     clip_grad: float | None = None
     clip_mode: str = "norm"
     sched: str = "cosine"
@@ -201,15 +216,21 @@ class Config:
             "mixup_mode": ("batch", "pair", "elem"),
             "export": ("last", "best"),
             "tracker": (None, *TRACKERS),
+            "mixer": (None, *MIXERS),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} must be one of {', '.join(filter(None, known))}, got {getattr(self, name)!r}")
         self._check_mixup()
+        self._check_block()
         self._check_member_parallel()
 
     def _check_mixup(self) -> None:
-        """timm's mixup pairs image i with image B - 1 - i, and belongs to a network with one input."""
+        """timm's mixup pairs image i with image B - 1 - i, and belongs to a network with one input, as mixers do."""
+        if self.mixer is not None and self.task != "classification":
+            raise UsageError(f"mixer is for task classification, got task {self.task}; drop one of the two")
+        if self.mixer is not None and self.mixes_samples:
+            raise UsageError(f"mixer {self.mixer} takes the place of mixup and cutmix; drop one or the other")
         if not self.mixes_samples:
             return
         if self.task != "classification":
@@ -219,6 +240,19 @@ class Config:
             )
         if self.batch_size % 2:
             raise UsageError(f"mixup and cutmix need an even batch_size, got {self.batch_size}; take one more or less")
+
+    def _check_block(self) -> None:
+        """The Mix Block's own learning rate, floor and momentum."""
+        given = {name: getattr(self, name) for name in ("block_lr", "block_min_lr", "block_momentum")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given and self.task != "automix":
+            raise UsageError(f"{' and '.join(given)} are for task automix, got task {self.task}; drop them")
+        for name, value in given.items():
+            low, high = (0, 1) if name == "block_momentum" else (0, math.inf)
+            if not low <= value < high:
+                raise UsageError(f"{name} must lie in [{low}, {high}), got {value}")
+        if self.block_min_lr is not None and self.sched == "plateau":
+            raise UsageError("block_min_lr needs a schedule that is known beforehand, got sched plateau; take cosine")
 
     def _check_member_parallel(self) -> None:
         if self.member_parallel and self.task != "cotraining":

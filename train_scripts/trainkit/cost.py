@@ -16,10 +16,12 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks._two_heads import stage_of_reduction
+from timm_mix.tasks.automix import BLOCKS
 from trainkit.build import data_config_of
 from trainkit.config import Config
 
@@ -87,18 +89,29 @@ def _step_ratio(config: Config, num_classes: int) -> tuple[str, float]:
 
 
 def _automix_ratio(config: Config, model: Any) -> float:
-    """Passes of AutoMix's step: q twice, k once without weight gradients, and k's features up to the masks' stage."""
+    """Passes of AutoMix's step: q twice, k once without weight gradients, k's features up to the masks' stage, and the
+    Mix Block forward for q's masks and, where it learns, forward and backward for its own.
+    """
     size = tuple(data_config_of(config, model)["input_size"])
     image = torch.empty(1, *size, device="meta")
-    stage, _ = stage_of_reduction(model, config.mix.get("reduction", 16))
+    stage, channels = stage_of_reduction(model, config.mix.get("reduction", 16))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.forward_intermediates(image, indices=[stage], intermediates_only=True, stop_early=True)
+        maps = model.forward_intermediates(image, indices=[stage], intermediates_only=True, stop_early=True)[0]
     features = counter.get_total_flops()
     plain = _count_flops(model, image)
-    learning = (1 - config.mix.get("switch_off", 0.0)) / config.mix.get("block_every", 1)
+    share = 1 / config.mix.get("block_every", 1)  # of the steps in which the Mix Block learns
+    learning = (1 - config.mix.get("switch_off", 0.0)) * share
     shown = config.mix.get("one_hot_prob", 1.0) * config.mix.get("one_hot_share", 1.0)
     passes = 1 + shown + 2 / 3 * learning
-    return passes + features / plain
+    return passes + (features + (1 + 3 * share) * _block_flops(config, maps, channels, size)) / plain
+
+
+def _block_flops(config: Config, maps: Tensor, channels: int, size: tuple[int, ...]) -> int:
+    """One forward pass of the Mix Block."""
+    with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:  # meta knows no autocast
+        block = BLOCKS[config.mix.get("block", "automix")](channels, **config.mix.get("block_kwargs", {}))
+        block(torch.empty(maps.shape), torch.zeros(1, dtype=torch.long), 0.5, size[1:])
+    return counter.get_total_flops()
 
 
 def _on_meta(name: str, **kwargs: Any) -> nn.Module:

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
-from torchvision.transforms import v2
+from torchvision.transforms import Normalize, v2
 
 from trainkit.errors import UsageError
 
-__all__ = ["MultiView", "create_transform", "small_image_transform"]
+__all__ = ["Lighting", "MultiView", "create_transform", "small_image_transform"]
 
 AUTO_AUGMENT = {"cifar10": v2.AutoAugmentPolicy.CIFAR10}
 PAD_MODES = ("constant", "edge", "reflect", "symmetric")
@@ -28,7 +28,7 @@ STYLES = {
     "imagenet": {
         "scale", "ratio", "train_crop_mode", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob",
         "gaussian_blur_prob", "auto_augment", "re_prob", "re_mode", "re_count", "re_scale", "re_ratio",
-        "crop_pct", "crop_mode", "crop_border_pixels", "interpolation",
+        "crop_pct", "crop_mode", "crop_border_pixels", "interpolation", "lighting",
     },
     "none": {"interpolation"},
 }  # fmt: skip
@@ -104,8 +104,8 @@ def create_transform(
             crop_pct, crop_mode (the last two are read by "imagenet" only).
         training: False gives the evaluation transform of the style.
         **options: the settings of the style under the names of `small_image_transform` or `timm.data.create_transform`;
-            `aa` is short for `auto_augment`, and "imagenet" takes `re_scale` and `re_ratio`, too. None stands for the
-            default. They take precedence over `data_config`.
+            `aa` is short for `auto_augment`, and "imagenet" takes `re_scale`, `re_ratio` and `lighting` (see Lighting),
+            too. None stands for the default. They take precedence over `data_config`.
     Raises:
         UsageError: unknown style, an option other than None that the style does not have, or a value that it rejects.
     """
@@ -118,9 +118,13 @@ def create_transform(
         if style != "imagenet":
             return small_image_transform(size[-2:], mean, std, training=training and style == "small", **base)
         erase = {name: tuple(base[name]) for name in ("re_scale", "re_ratio") if name in base}
+        lighting = Lighting(base.pop("lighting"), size[0]) if "lighting" in base else None
         timms = {**crop, **{name: value for name, value in base.items() if name not in erase}}
         made = timm.data.create_transform(input_size=size, is_training=training, mean=mean, std=std, **timms)
         _set_erased_boxes(made.transforms, **erase)
+        if lighting is not None and training:
+            place = next(i for i, step in enumerate(made.transforms) if isinstance(step, Normalize))
+            made.transforms.insert(place, lighting)
         return made
     except UsageError:
         raise
@@ -141,6 +145,38 @@ def _set_erased_boxes(
             erasing.min_area, erasing.max_area = re_scale
         if re_ratio is not None:
             erasing.log_aspect_ratio = (math.log(re_ratio[0]), math.log(re_ratio[1]))
+
+
+class Lighting:
+    """AlexNet's colour noise (Krizhevsky et al., NeurIPS 2012, sec. 4.1): one colour is added to the whole image.
+
+    Along each principal axis of ImageNet's colours, std times N(0, 1) times the axis' scale.
+
+    Args:
+        std: of the noise (published with ResNet-50: .1).
+        channels: of the images.
+    Shapes: image [3, H, W] in [0, 1] -> the same, not clipped.
+    Raises:
+        UsageError: std < 0 or not finite, images that are not in colour.
+    """
+
+    # of ImageNet's training pixels in [0, 1]; the constants that the ResNet training codes share
+    SCALES = (0.2175, 0.0188, 0.0045)
+    AXES = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))  # in columns
+
+    def __init__(self, std: float, channels: int = 3):
+        if not (std >= 0 and math.isfinite(std)):
+            raise UsageError(f"lighting must be >= 0 and finite, got {std}")
+        if channels != 3:
+            raise UsageError(f"lighting is for images in colour, got {channels} channels: drop it")
+        self.std = std
+        self.axes = torch.tensor(self.AXES) * torch.tensor(self.SCALES)
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return image + (self.axes @ (torch.randn(3) * self.std))[:, None, None]
+
+    def __repr__(self) -> str:
+        return f"Lighting(std={self.std})"
 
 
 class MultiView:

@@ -1,0 +1,110 @@
+"""AutoMix's masks on real images: what a trained Mix Block cuts out of pairs of them for lam = 0, .3, .7 and 1.
+
+The Mix Block and the momentum copy, whose features it sees, come from a checkpoint of train.py --task automix; data and
+settings are that run's unless flags say otherwise. Without --resume the digits recipe is trained first (minutes; a
+second call finds it).
+
+python train_scripts/draw_automix.py --resume output/RUN/checkpoints/last.pt [--data-dir DIR] [--output FILE.png]
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor
+
+from timm_mix.functional.automix import mix_pairs
+from train import main as train
+from trainkit.build import build_data, build_model, build_task, data_config_of
+from trainkit.checkpoint import read_checkpoint
+from trainkit.config import Config, parse_config
+from trainkit.errors import UsageError, run_script, user_errors
+from trainkit.mix_plots import draw_images, plot_automix_masks
+
+LAMS = (0.0, 0.3, 0.7, 1.0)
+RECIPE = Path(__file__).parent / "recipes" / "digits" / "automix_wrn16_2.yaml"
+
+
+def load_task(content: dict[str, Any], num_classes: int) -> Any:
+    """The training task of a checkpoint, in evaluation mode.
+
+    Raises:
+        UsageError: a checkpoint of another task, or one that does not fit its own settings.
+    """
+    config = dataclasses.replace(_settings_of(content), pretrained=False, initial_checkpoint=None, torchcompile=False)
+    task: Any = build_task(config, build_model(config, num_classes), num_classes, steps_per_epoch=1)
+    with user_errors("load the checkpoint"):
+        task.load_checkpoint_state(content["state_dict"], content["task_states"][0])
+    task.follower.eval()
+    task.get_trainable_module().eval()
+    return task
+
+
+def _settings_of(content: dict[str, Any]) -> Config:
+    """Of the run; settings that this version does not know had no part in the masks."""
+    if content["config"].get("task") != "automix":
+        raise UsageError(f"--resume wants a checkpoint of task automix, got task {content['config'].get('task')}")
+    known = {spec.name for spec in dataclasses.fields(Config)}
+    return Config(**{name: value for name, value in content["config"].items() if name in known})
+
+
+@torch.no_grad()
+def masks_of(task: Any, images: Tensor, partners: np.ndarray, lam: float) -> Tensor:
+    """The Mix Block's masks of the pairs (image i, image partners[i]) at one lam: [B, 2, 1, H, W]."""
+    block = unwrap_model(task.get_trainable_module()).block
+    return block(task._features(images), torch.from_numpy(partners), lam, tuple(images.shape[-2:]))
+
+
+def _trained_on_digits() -> Path:
+    arguments = ["--config", str(RECIPE), "--cpu", "--resume", "auto"]
+    print(f"no --resume: training {RECIPE.name} first", flush=True)
+    train(arguments)
+    return parse_config(arguments).folder / "checkpoints" / "last.pt"
+
+
+def _draw(args: argparse.Namespace) -> None:
+    content = read_checkpoint(args.resume or _trained_on_digits())
+    settings = _settings_of(content)
+    given = {name: getattr(args, name) for name in ("dataset", "data_dir", "val_split")}
+    settings = dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})
+    data = build_data(settings)
+    task = load_task(content, data.num_classes)
+    data_config = data_config_of(settings, unwrap_model(task.get_eval_model()))
+    images = draw_images(data, settings.aug, data_config, 2 * args.pairs, np.random.default_rng(args.seed))
+    partners = np.roll(np.arange(len(images)), args.pairs)
+    mean, std = (torch.tensor(data_config[name])[:, None, None] for name in ("mean", "std"))
+    pixels, rows = images * std + mean, slice(args.pairs)
+    masks = {lam: masks_of(task, images, partners, lam) for lam in LAMS}
+    mixed = {lam: mix_pairs(pixels, torch.from_numpy(partners), mask)[rows] for lam, mask in masks.items()}
+    kept = {lam: mask[rows, 0] for lam, mask in masks.items()}
+    title = (
+        f"Masks of the Mix Block ({settings.mix.get('block', 'automix')}, {settings.model}, after "
+        f"{content['progress']['epoch']} of {settings.epochs} epochs) for validation images of "
+        f"{settings.data_dir or settings.dataset}; white: the image, black: its partner"
+    )
+    plot_automix_masks(args.output, pixels[rows], pixels[partners][rows], kept, mixed, title)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--resume", type=Path, help="checkpoint of task automix; default: train the digits recipe")
+    parser.add_argument("--output", type=Path, default=Path("output/automix.png"))
+    parser.add_argument("--dataset", help="default: the run's")
+    parser.add_argument("--data-dir", help="default: the run's")
+    parser.add_argument("--val-split", help="default: the run's")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.pairs < 1 or args.seed < 0:
+        raise UsageError(f"--pairs must be >= 1 and --seed >= 0, got {args.pairs} and {args.seed}")
+    _draw(args)
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    run_script(main)
