@@ -12,7 +12,7 @@ prediction.
 
 import os
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "3")  # torch reads it when imported: the profiler should not chatter
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch reads it when imported: the profiler should not chatter
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence

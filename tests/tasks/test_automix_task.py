@@ -154,7 +154,10 @@ def test_everything_new_has_the_models_type(dtype, block):
     task = _task(model=small_net("resnet").to(dtype), block=block)
     assert {p.dtype for p in task.get_trainable_module().parameters()} == {dtype}
     x, y = batch()
-    assert torch.isfinite(task(x.to(dtype), y)["loss"])
+    loss = task(x.to(dtype), y)["loss"]
+    assert torch.isfinite(loss)
+    loss.backward()
+    assert {p.grad.dtype for p in task.get_trainable_module().parameters()} == {dtype}
 
 
 def test_the_copys_batch_statistics_are_its_own_also_after_an_evaluation():
@@ -178,7 +181,7 @@ def test_the_rare_plain_pass_weighs_as_much_on_average():
     assert max(terms) == pytest.approx(2 * plain, rel=1e-3)
 
 
-@pytest.mark.parametrize(("share", "shown"), [(0.2, 1), (0.3, 2), (1.0, 5)])
+@pytest.mark.parametrize(("share", "shown"), [(0.01, 2), (0.4, 2), (0.41, 3), (1.0, 5)])
 def test_q_sees_its_share_of_the_plain_batch(share, shown):
     x, y = batch()
     task = _task(model=small_net("resnet"), one_hot_share=share)

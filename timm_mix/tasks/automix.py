@@ -59,7 +59,8 @@ class AutoMixTask(MixingTask):
         momentum, momentum_end, momentum_warmup: of the copy; needs total_steps to rise.
         block_every: the Mix Block learns in every n-th step only; cheaper, not published.
         one_hot_prob: probability that q sees the plain batch too, its loss divided by it; cheaper, not published.
-        one_hot_share: how much of the plain batch q sees then, its first images; cheaper, not published.
+        one_hot_share: of the plain batch that q sees then: its first images, two at least, as BatchNorm may need;
+            cheaper, not published.
         kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
         loss: scalar.   output: [B, K], of the plain images (of the mixed ones where q does not see all of those).
@@ -136,7 +137,7 @@ class AutoMixTask(MixingTask):
         self.follower.train(self.get_trainable_module().training)  # timm's script evaluates it and leaves it so
         plan = self.draw(input) if plan is None else plan
         learns, plain_too = self.passes(self.step)
-        plain = math.ceil(self.one_hot_share * len(input)) if plain_too else 0
+        plain = min(len(input), max(2, math.ceil(self.one_hot_share * len(input)))) if plain_too else 0
         with torch.no_grad():
             features = self._features(input)
 
