@@ -1,16 +1,39 @@
-"""Accuracy and negative log-likelihood of members and ensemble, summed exactly over batches and processes."""
+"""Figures of members and ensemble.
+
+`MemberMetrics` sums accuracy and negative log-likelihood exactly over batches and processes. The other functions take
+the logits or confidences of all samples at once and compute in float64: calibration, temperature, Brier score, risk
+under rejection, diversity of members.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from timm_mix.models._members import reduce_members
 
-__all__ = ["MemberMetrics", "Scores", "evaluate_members"]
+__all__ = [
+    "Bins",
+    "MemberMetrics",
+    "PairDiversity",
+    "Scores",
+    "brier_score",
+    "calibration_bins",
+    "calibration_error",
+    "cross_fit_temperature",
+    "evaluate_members",
+    "fit_temperature",
+    "pair_diversity",
+    "risk_coverage",
+]
+
+# Where no finite temperature is best (every sample right, or the labels unrelated to the logits) it ends here.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 
 @dataclass(frozen=True)
@@ -82,3 +105,182 @@ def evaluate_members(model: Any, batches: Iterable, device: torch.device | str =
             ensemble = reduce_members(logits, model.ensemble)
         metrics.update(logits, ensemble, target)
     return metrics
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Samples grouped by confidence, the groups without a sample left out.
+
+    Shapes: all [b] float64: mean confidence, share of right predictions, number of samples.
+    """
+
+    confidence: Tensor
+    accuracy: Tensor
+    count: Tensor
+
+
+def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = 15, *, equal_mass: bool = False) -> Bins:
+    """Group samples by the probability of their predicted class.
+
+    Args:
+        bins: number of groups, of equal width (0, 1/bins], (1/bins, 2/bins], ... as Guo et al. have them.
+        equal_mass: groups of equal size along the sorted confidences (sizes differ by one at the most) instead.
+    Shapes: confidence, correct [n].
+    Raises:
+        ValueError: bins < 1, or no sample.
+    Reference: Guo et al., ICML 2017, arXiv:1706.04599; equal mass: Nguyen and O'Connor, EMNLP 2015, arXiv:1508.05154.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be >= 1, got {bins}")
+    _check_samples(len(confidence), 1, "a calibration error")
+    confidence, correct = confidence.double().contiguous(), correct.double()
+    if equal_mass:
+        confidence, order = confidence.sort(stable=True)
+        correct = correct[order]
+        group = torch.arange(len(confidence)) * bins // len(confidence)
+    else:
+        edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+        group = (torch.bucketize(confidence, edges) - 1).clamp(0, bins - 1)
+    sums = torch.zeros(3, bins, dtype=torch.float64)
+    sums.index_add_(1, group, torch.stack([confidence, correct, torch.ones_like(confidence)]))
+    sums = sums[:, sums[2] > 0]
+    return Bins(confidence=sums[0] / sums[2], accuracy=sums[1] / sums[2], count=sums[2])
+
+
+def calibration_error(bins: Bins) -> float:
+    """ECE: the mean distance of accuracy and confidence over the bins, weighted by their samples; in [0, 1]."""
+    return float(((bins.accuracy - bins.confidence).abs() * bins.count).sum() / bins.count.sum())
+
+
+def brier_score(logits: Tensor, target: Tensor) -> float:
+    """Mean over the samples of sum_k (p_k - [k = y])^2; in [0, 2] (Brier, 1950).
+
+    Shapes: logits [n, K]; target [n] int64.
+    """
+    gap = logits.double().softmax(-1)
+    gap[torch.arange(len(target)), target] -= 1
+    return float(gap.square().sum(-1).mean())
+
+
+def fit_temperature(logits: Tensor, target: Tensor) -> float:
+    """The T that minimises the mean NLL of softmax(logits / T), between 0.01 and 100.
+
+    The NLL is convex in 1 / T: Newton's steps on its derivative, E_p[z] - z_y, within a shrinking bracket.
+
+    Shapes: logits [n, K]; target [n] int64.
+    Raises:
+        ValueError: no sample.
+    """
+    _check_samples(len(logits), 1, "a temperature")
+    z = logits.double()
+    z = z - z.amax(-1, keepdim=True)
+    labelled = z.gather(1, target[:, None]).mean()
+
+    def derivatives(beta: float) -> tuple[float, float]:
+        p = (beta * z).softmax(-1)
+        mean = (p * z).sum(-1)
+        return float(mean.mean() - labelled), float(((p * z.square()).sum(-1) - mean.square()).mean())
+
+    low, high, beta = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
+    if derivatives(low)[0] >= 0:
+        return MAX_TEMPERATURE
+    if derivatives(high)[0] <= 0:
+        return MIN_TEMPERATURE
+    for _ in range(100):
+        slope, curvature = derivatives(beta)
+        low, high = (beta, high) if slope < 0 else (low, beta)
+        step = beta - slope / curvature if curvature > 0 else low
+        before, beta = beta, step if low < step < high else (low * high) ** 0.5
+        if abs(beta - before) <= 1e-12 * before:
+            break
+    return 1 / beta
+
+
+def cross_fit_temperature(logits: Tensor, target: Tensor, *, seed: int = 0) -> tuple[Tensor, tuple[float, float]]:
+    """Divide each half of the samples by the temperature that was fitted on the other half.
+
+    The halves are those of `np.random.default_rng(seed).permutation(n)`, n // 2 samples first, so they do not depend
+    on the logits, nor do sorted classes fall into one half. A mean over the result uses every sample once and never
+    a temperature that has seen it: the mean NLL is the NLL_c of the MixMo paper.
+
+    Shapes: logits [n, K]; target [n] int64; returns [n, K] float64 and T fitted on the first and on the second half.
+    Raises:
+        ValueError: fewer than two samples.
+    Reference: Ashukha et al., ICLR 2020, arXiv:2002.06470.
+    """
+    _check_samples(len(logits), 2, "a temperature on one half and figures on the other")
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(logits)))
+    first, second = order[: len(order) // 2], order[len(order) // 2 :]
+    on_first = fit_temperature(logits[first], target[first])
+    on_second = fit_temperature(logits[second], target[second])
+    scaled = logits.double()  # a copy unless it is float64 already
+    scaled = scaled.clone() if scaled is logits else scaled
+    scaled[first] /= on_second
+    scaled[second] /= on_first
+    return scaled, (on_first, on_second)
+
+
+def risk_coverage(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of wrong predictions among the k most confident samples, k = 1 .. n; its mean is the AURC.
+
+    Samples of equal confidence count as drawn in random order: their errors are spread evenly.
+
+    Shapes: confidence, correct [n]; returns coverage k / n and risk, [n] float64.
+    Raises:
+        ValueError: no sample.
+    Reference: Geifman, Uziel and El-Yaniv, ICLR 2019, arXiv:1805.08206.
+    """
+    _check_samples(len(confidence), 1, "a risk")
+    _, group, count = (-confidence.double()).unique(return_inverse=True, return_counts=True)
+    wrong = torch.zeros(len(count), dtype=torch.float64).index_add_(0, group, 1 - correct.double())
+    errors = (wrong / count).repeat_interleave(count).cumsum(0)
+    rank = torch.arange(1, len(confidence) + 1, dtype=torch.float64)
+    return rank / len(confidence), errors / rank
+
+
+@dataclass(frozen=True)
+class PairDiversity:
+    """How two members differ.
+
+    disagreement: share of samples on which they predict different classes.
+    ratio_error: samples that exactly one of them gets wrong, over samples that both get wrong; None without any of
+        the latter.
+    kl: (KL(p_i || p_j) + KL(p_j || p_i)) / 2 in nats, mean over the samples.
+    """
+
+    members: tuple[int, int]
+    disagreement: float
+    ratio_error: float | None
+    kl: float
+
+
+def pair_diversity(members: Tensor, target: Tensor) -> list[PairDiversity]:
+    """Diversity of every pair of members.
+
+    Shapes: members [n, N, K] logits; target [n] int64.
+    Raises:
+        ValueError: no sample.
+    Reference: ratio error d_re: Aksela, MCS 2003, as in MixMo, arXiv:2103.06132; it grows with diversity.
+    """
+    _check_samples(len(members), 1, "diversity")
+    predicted = members.argmax(-1)
+    wrong = predicted != target[:, None]
+    pairs = []
+    for i, j in combinations(range(members.shape[1]), 2):
+        both, one = int((wrong[:, i] & wrong[:, j]).sum()), int((wrong[:, i] ^ wrong[:, j]).sum())
+        log_p, log_q = members[:, i].double().log_softmax(-1), members[:, j].double().log_softmax(-1)
+        kl = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean() / 2
+        pairs.append(
+            PairDiversity(
+                members=(i, j),
+                disagreement=float((predicted[:, i] != predicted[:, j]).double().mean()),
+                ratio_error=one / both if both else None,
+                kl=float(kl),
+            )
+        )
+    return pairs
+
+
+def _check_samples(count: int, least: int, what: str) -> None:
+    if count < least:
+        raise ValueError(f"{what} needs at least {least} sample{'s' * (least > 1)}, got {count}")

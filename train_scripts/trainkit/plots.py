@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timm_mix.functional.mixmo import MixMoPlan, member_masks
-from trainkit.errors import UsageError
-from trainkit.files import write_whole
+from trainkit.canvas import open_pyplot as _matplotlib
+from trainkit.canvas import save_figure as _save
 
 __all__ = ["plot_curves", "plot_division", "plot_mask_families", "plot_mixed_inputs"]
 
@@ -124,23 +124,7 @@ def plot_division(path: Path, rows: Sequence[Any]) -> None:
     _save(figure, path)
 
 
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError("pictures need matplotlib, which is not installed: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _show(axis: Any, image: Tensor, title: str) -> None:
     axis.imshow(np.asarray(image.permute(1, 2, 0)), vmin=0, vmax=1, interpolation="nearest")
     axis.set_title(title, fontsize=8)
     axis.set(xticks=[], yticks=[])
-
-
-def _save(figure: Any, path: Path) -> None:
-    write_whole(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
-    _matplotlib().close(figure)
