@@ -4,10 +4,43 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from timm_mix.metrics import MemberMetrics, evaluate_members
+from timm_mix.metrics import (
+    MemberMetrics,
+    brier_score,
+    calibration_bins,
+    calibration_error,
+    cross_fit_temperature,
+    evaluate_members,
+    fit_temperature,
+    pair_diversity,
+    risk_coverage,
+)
 
 B, N, K = 11, 3, 13
+MANY = 401  # samples; a prime
+
+
+def _logits(seed=0, sharpness=2.0):
+    """Logits [MANY, K] that know something of their labels."""
+    rng = np.random.default_rng(seed)
+    logits, target = sharpness * rng.normal(size=(MANY, K)), rng.integers(K, size=MANY)
+    logits[np.arange(MANY), target] += sharpness * (1 + rng.normal(size=MANY))
+    return torch.tensor(logits), torch.tensor(target)
+
+
+def _confidence(seed=0):
+    logits, target = _logits(seed)
+    confidence, predicted = logits.softmax(-1).max(-1)
+    return confidence, predicted == target
+
+
+def _mean_nll(logits, target, temperature=1.0):
+    z = logits.numpy() / temperature
+    log_p = z - z.max(1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
+    return -log_p[np.arange(len(z)), target.numpy()].mean()
 
 
 def test_scores_equal_an_independent_numpy_implementation():
@@ -49,3 +82,147 @@ def test_plain_models_count_as_one_member():
 def test_an_empty_evaluation_is_refused():
     with pytest.raises(ValueError, match="no sample was evaluated"):
         MemberMetrics(N).compute()
+
+
+@pytest.mark.parametrize("bins", [1, 7, 15])
+def test_ece_is_the_weighted_gap_of_every_bin(bins):
+    confidence, correct = _confidence()
+    error = 0.0
+    for b in range(bins):
+        chosen = [i for i in range(MANY) if b / bins < confidence[i] <= (b + 1) / bins]
+        if chosen:
+            error += abs(sum(float(correct[i]) - float(confidence[i]) for i in chosen)) / MANY
+    assert calibration_error(calibration_bins(confidence, correct, bins)) == pytest.approx(error, rel=1e-12)
+
+
+def test_ece_is_that_of_torchmetrics_where_no_confidence_is_one():
+    logits, target = _logits()
+    wanted = multiclass_calibration_error(logits, target, K, n_bins=15)
+    assert calibration_error(calibration_bins(*_confidence())) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_confidence_of_one_or_on_an_edge_belongs_to_the_bin_below():
+    bins = calibration_bins(torch.tensor([1.0, 0.95, 0.5, 0.0]), torch.tensor([1, 0, 1, 0]), 10)
+    assert bins.count.tolist() == [1, 1, 2]
+    assert bins.accuracy.tolist() == [0, 1, 0.5]
+    assert bins.confidence.tolist() == pytest.approx([0, 0.5, 0.975])
+
+
+def test_bins_of_equal_mass_differ_by_one_sample_at_the_most():
+    confidence, correct = _confidence()
+    bins = calibration_bins(confidence, correct, equal_mass=True)
+    assert sorted(set(bins.count.tolist())) == [MANY // 15, MANY // 15 + 1]
+    assert bins.count.sum() == MANY
+    order = np.argsort(confidence.numpy(), kind="stable")
+    error, first = 0.0, 0
+    for count in bins.count.int().tolist():
+        part = order[first : first + count]
+        error += abs(correct.numpy()[part].mean() - confidence.numpy()[part].mean()) * count / MANY
+        first += count
+    assert calibration_error(bins) == pytest.approx(error, rel=1e-12)
+
+
+def test_fewer_samples_than_bins_are_a_bin_each():
+    assert calibration_bins(torch.tensor([0.2, 0.9]), torch.tensor([1, 0]), equal_mass=True).count.tolist() == [1, 1]
+
+
+def test_brier_score_is_the_squared_distance_to_the_label():
+    logits, target = _logits()
+    p = np.exp(logits.numpy())
+    p /= p.sum(1, keepdims=True)
+    wanted = ((p - np.eye(K)[target]) ** 2).sum(1).mean()
+    assert brier_score(logits, target) == pytest.approx(wanted, rel=1e-12)
+    assert brier_score(1e3 * torch.eye(K), torch.arange(K).roll(1)) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 2.0, 10.0])
+def test_the_fitted_temperature_has_the_least_nll(sharpness):
+    logits, target = _logits(sharpness=sharpness)
+    fitted = fit_temperature(logits, target)
+    least = _mean_nll(logits, target, fitted)
+    for factor in (0.5, 0.99, 0.9999, 1.0001, 1.01, 2.0):
+        assert _mean_nll(logits, target, factor * fitted) > least
+    assert fit_temperature(7 * logits, target) == pytest.approx(7 * fitted, rel=1e-6)
+
+
+def test_a_temperature_without_an_optimum_ends_at_its_bound():
+    labels = torch.arange(K)
+    assert fit_temperature(torch.eye(K), labels) == 0.01
+    assert fit_temperature(-torch.eye(K), labels) == 100
+
+
+def test_each_half_gets_the_temperature_of_the_other():
+    logits, target = _logits()
+    kept = logits.clone()
+    scaled, (on_first, on_second) = cross_fit_temperature(logits, target, seed=3)
+    order = np.random.default_rng(3).permutation(MANY)
+    first, second = order[: MANY // 2], order[MANY // 2 :]
+    assert on_first == fit_temperature(logits[first], target[first])
+    assert on_second == fit_temperature(logits[second], target[second])
+    assert on_first != on_second
+    assert torch.equal(scaled[first], logits[first] / on_second)
+    assert torch.equal(scaled[second], logits[second] / on_first)
+    assert torch.equal(logits, kept)
+
+
+def test_risk_at_a_coverage_is_the_error_of_the_most_confident():
+    confidence, correct = _confidence()
+    coverage, risk = risk_coverage(confidence, correct)
+    order = np.argsort(-confidence.numpy(), kind="stable")
+    for k in (1, 2, 57, MANY):
+        assert coverage[k - 1] == k / MANY
+        assert risk[k - 1] == pytest.approx(1 - correct.numpy()[order[:k]].mean())
+
+
+def test_equal_confidences_share_their_errors():
+    one = risk_coverage(torch.full((4,), 0.5), torch.tensor([1, 1, 1, 0]))[1]
+    other = risk_coverage(torch.full((4,), 0.5), torch.tensor([0, 1, 1, 1]))[1]
+    assert one.tolist() == other.tolist() == [0.25] * 4
+
+
+def test_diversity_of_pairs_equals_counting_by_hand():
+    members = torch.stack([_logits(seed)[0] for seed in range(N)], dim=1)
+    target = _logits()[1]
+    found = pair_diversity(members, target)
+    assert [pair.members for pair in found] == [(0, 1), (0, 2), (1, 2)]
+    z, y = members.numpy(), target.numpy()
+    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+    for pair in found:
+        i, j = pair.members
+        one_wrong = both_wrong = different = 0
+        for k in range(MANY):
+            a, b = z[k, i].argmax(), z[k, j].argmax()
+            different += a != b
+            one_wrong += (a == y[k]) != (b == y[k])
+            both_wrong += a != y[k] and b != y[k]
+        assert pair.disagreement == pytest.approx(different / MANY)
+        assert pair.ratio_error == pytest.approx(one_wrong / both_wrong)
+        kl = [(p[:, a] * np.log(p[:, a] / p[:, b])).sum(1).mean() for a, b in ((i, j), (j, i))]
+        assert pair.kl == pytest.approx(sum(kl) / 2)
+
+
+def test_without_a_shared_error_there_is_no_ratio():
+    right = torch.eye(K)
+    pair = pair_diversity(torch.stack([right, right], dim=1), torch.arange(K))[0]
+    assert (pair.disagreement, pair.ratio_error, pair.kl) == (0, None, 0)
+
+
+NOTHING = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+TOO_FEW = {
+    "bins": (lambda: calibration_bins(*NOTHING, bins=0), "bins must be >= 1, got 0"),
+    "no bin": (lambda: calibration_bins(*NOTHING), "a calibration error needs at least 1 sample, got 0"),
+    "temperature": (lambda: fit_temperature(*NOTHING), "a temperature needs at least 1 sample, got 0"),
+    "halves": (
+        lambda: cross_fit_temperature(torch.zeros(1, K), torch.zeros(1, dtype=torch.int64)),
+        "needs at least 2 samples, got 1",
+    ),
+    "risk": (lambda: risk_coverage(*NOTHING), "a risk needs at least 1 sample, got 0"),
+    "diversity": (lambda: pair_diversity(*NOTHING), "diversity needs at least 1 sample, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_FEW)
+def test_too_few_samples_are_refused(name):
+    call, line = TOO_FEW[name]
+    with pytest.raises(ValueError, match=line):
+        call()

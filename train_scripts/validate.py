@@ -38,6 +38,7 @@ from trainkit.scoring import PROTOCOL, agreement, confusion, diversity, score
 from trainkit.validate_build import Subject, fold, open_images, open_subject, pixel_transform
 from trainkit.validate_config import ValidateConfig, parse_validate
 
+THROUGHPUT_SECONDS = 1.0
 KIND = "validation"  # of results.json, told from that of a training run
 
 
@@ -172,19 +173,19 @@ class Evaluation:
             "protocol": PROTOCOL,
         }
 
-    def _throughput(self, seconds: float = 1.0) -> dict[str, Any]:
+    def _throughput(self) -> dict[str, Any]:
         """Images per second of the forward pass alone, on this machine, in one process."""
         size = (self.config.batch_size, *self.subject.data_config["input_size"])
         images = self.network.normalised(torch.rand(size, device=self.accelerator.device))
         nets = {self.network.whole: self.network.model, "folded": self.network.folded}
-        rates = {name: self._rate(net, images, seconds) for name, net in nets.items() if net is not None}
+        rates = {name: self._rate(net, images) for name, net in nets.items() if net is not None}
         return {"what": "forward passes of one process of this machine", "batch_size": size[0], **rates}
 
     @torch.no_grad()
-    def _rate(self, net: torch.nn.Module, images: Tensor, seconds: float) -> dict[str, float]:
+    def _rate(self, net: torch.nn.Module, images: Tensor) -> dict[str, float]:
         times: list[float] = []
         begun = time.perf_counter()
-        while len(times) < 4 or time.perf_counter() - begun < seconds:
+        while len(times) < 4 or time.perf_counter() - begun < THROUGHPUT_SECONDS:
             start = time.perf_counter()
             with self.accelerator.autocast():
                 net(images)

@@ -226,7 +226,7 @@ def _run(step: Callable, batch: Any, device: torch.device, num_classes: int) -> 
             raise UsageError(f"the model has {num_classes} classes, image number {i} has label {wanted}; give its data")
     with user_errors(f"run the model on images {list(pixels.shape[1:])}"):
         output = step(pixels.to(device, non_blocking=True), label.to(device, non_blocking=True)).cpu()
-    bad = ~output.flatten(1).isfinite().all(1)
+    bad = ~output.reshape(len(output), -1).isfinite().all(1)
     if bad.any():
         raise UsageError(
             f"the model's output for image number {int(index[bad][0])} is not finite; its weights are damaged, or they "

@@ -58,5 +58,5 @@ def figures_of(scores: Tensor, names: Sequence[str]) -> dict[str, dict[str, floa
     for q, name in enumerate(names):
         hit, nll, confidence = scores[:, q].unbind(-1)
         ece = calibration_error(calibration_bins(confidence, hit))
-        figures[name] = {"top1": 100 * float(hit.mean()), "nll": float(nll.mean()), "ece": ece}
+        figures[name] = {"top1": 100 * int(hit.sum()) / len(hit), "nll": float(nll.mean()), "ece": ece}
     return figures
