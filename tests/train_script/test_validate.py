@@ -19,6 +19,7 @@ from script_runs import NAMES, SCRIPT, SIZE, SMALL, VALIDATION, scored
 
 import validate
 from timm_mix.hub import save_pretrained
+from trainkit.checkpoint import VERSION, write_checkpoint
 from trainkit.corruptions import Corruption
 from trainkit.errors import UsageError
 
@@ -446,9 +447,10 @@ def material(tmp_path_factory, broken_images):
     config = json.loads((_save(root / "softmax") / "config.json").read_text())
     config["model_args"]["ensemble"] = "softmax"
     (root / "softmax" / "config.json").write_text(json.dumps(config))
-    states = {"state_dict": {"w": torch.zeros(3)}, "optimizer": {}, "schedule": None, "scaler": None}
-    states.update({"version": 1, "epoch": 0, "history": [], "task_states": [{}], "config": {"epochs": 1}})
-    torch.save(states, root / "other.pt")
+    unread = ("progress", "facts", "task_states", "own_states", "optimizer", "schedule", "scaler")
+    content = {**dict.fromkeys(unread), "version": VERSION, "config": {}, "state_dict": {"w": torch.zeros(3)}}
+    with (root / "other.pt").open("wb") as stream:
+        write_checkpoint(content, stream)
     (root / "torn.pt").write_bytes((root / "other.pt").read_bytes()[:-99])
     return root
 

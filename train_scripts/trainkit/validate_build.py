@@ -144,7 +144,7 @@ def _weights(config: ValidateConfig, content: dict[str, Any] | None) -> tuple[di
     """The state dict to load, and where the weights come from."""
     if content is not None:
         key = "state_dict_ema" if config.use_ema and "state_dict_ema" in content else "state_dict"
-        return clean_state_dict(content[key]), f"{key} of {config.checkpoint}, epoch {content['epoch'] + 1}"
+        return clean_state_dict(content[key]), f"{key} of {config.checkpoint}"
     if config.initial_checkpoint:
         return None, str(_existing(config.initial_checkpoint))
     if Path(config.model).is_dir() or config.model.startswith(_OWN_CONFIG):
