@@ -282,6 +282,13 @@ def test_plain_and_divided_models_are_evaluated(name, images, tmp_path, capsys):
     assert {"reliability.png", "members.png", "risk_coverage.png"} < {p.name for p in (tmp_path / "out").iterdir()}
 
 
+def test_mixed_precision_in_channels_last_is_near_float32(saved, images, results, tmp_path):
+    content = _evaluate(*_flags(saved, images, tmp_path), "--amp", "--channels-last")
+    for name, figures in content["figures"].items():
+        assert figures["nll"] != results["figures"][name]["nll"]
+        assert figures["nll"] == pytest.approx(results["figures"][name]["nll"], rel=0.05, abs=0.05)
+
+
 @pytest.fixture
 def trained(run, tmp_path):
     flags = [
