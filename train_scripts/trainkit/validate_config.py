@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from trainkit.config import _pairs
+from trainkit.config import _pairs, _Parser
 from trainkit.corruptions import family_names
 from trainkit.errors import UsageError
 
@@ -70,11 +70,6 @@ class ValidateConfig:
     def like_training(self) -> dict[str, Any]:
         """What was given of the settings that a run of train.py has, too."""
         return {name: getattr(self, name) for name in _LIKE_TRAINING if getattr(self, name) is not None}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def parse_validate(argv: Sequence[str] | None = None) -> ValidateConfig:
