@@ -102,10 +102,11 @@ def test_ece_is_that_of_torchmetrics_where_no_confidence_is_one():
 
 
 def test_a_confidence_of_one_or_on_an_edge_belongs_to_the_bin_below():
-    bins = calibration_bins(torch.tensor([1.0, 0.95, 0.5, 0.0]), torch.tensor([1, 0, 1, 0]), 10)
-    assert bins.count.tolist() == [1, 1, 2]
-    assert bins.accuracy.tolist() == [0, 1, 0.5]
-    assert bins.confidence.tolist() == pytest.approx([0, 0.5, 0.975])
+    confidence = torch.tensor([1.0, 0.95, 0.55, 0.5, 0.45, 0.0], dtype=torch.float64)
+    bins = calibration_bins(confidence, torch.tensor([1, 0, 1, 1, 0, 0]), 10)
+    assert bins.count.tolist() == [1, 2, 1, 2]
+    assert bins.accuracy.tolist() == [0, 0.5, 1, 0.5]
+    assert bins.confidence.tolist() == pytest.approx([0, 0.475, 0.55, 0.975])
 
 
 def test_bins_of_equal_mass_differ_by_one_sample_at_the_most():
