@@ -77,7 +77,8 @@ def train(
     views = _views(model, config)
     if config.member_parallel:
         views = None  # a process makes the view of its own part alone
-    train_loader, eval_loader = build_loaders(config, data, data_config, views, parallel.share, parallel.shares)
+    share = (parallel.share, parallel.shares, accelerator.device)
+    train_loader, eval_loader = build_loaders(config, data, data_config, views, *share)
     task = build_task(config, model, data.num_classes, len(train_loader), **parallel.task_settings)
     optimizer = build_optimizer(config, task.get_trainable_module())
     updates = -(-len(train_loader) // config.grad_accum_steps)

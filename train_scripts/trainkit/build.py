@@ -16,7 +16,7 @@ from timm.scheduler import MultiStepLRScheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 import timm_mix
 from timm_mix.functional.splitnet import divided_weight_decay
@@ -26,6 +26,7 @@ from timm_mix.tasks._mixer import MixerTask
 from trainkit.block_groups import BlockSchedule, GroupsOf, own_block_group
 from trainkit.config import Config
 from trainkit.data import check_splits, class_names, create_eval_loader, create_train_loader, open_dataset
+from trainkit.device_loader import create_device_loaders
 from trainkit.errors import UsageError, user_errors
 from trainkit.transforms import MultiView, create_transform
 
@@ -111,9 +112,15 @@ def data_config_of(config: Config, model: nn.Module) -> dict[str, Any]:
 
 
 def build_loaders(
-    config: Config, data: Data, data_config: dict[str, Any], views: int | None, rank: int, world_size: int
-) -> tuple[DataLoader, DataLoader]:
-    """Training and validation loaders of one process."""
+    config: Config,
+    data: Data,
+    data_config: dict[str, Any],
+    views: int | None,
+    rank: int,
+    world_size: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Any, Any]:
+    """Training and validation loaders of one process: DataLoader, or DeviceLoader with the images on `device`."""
     options = {
         **{"padding": config.padding, "pad_mode": config.pad_mode, "lighting": config.lighting},
         **{"hflip": config.hflip, "vflip": config.vflip, "aa": config.aa},
@@ -121,6 +128,9 @@ def build_loaders(
         **{"re_prob": config.reprob, "re_mode": config.remode, "re_count": config.recount},
         **{"re_scale": config.rescale, "re_ratio": config.reratio},
     }
+    if config.device_loader:
+        sharing: dict[str, Any] = {"views": views, "rank": rank, "world_size": world_size, "device": device}
+        return create_device_loaders(config, data.train, data.validation, data_config, options, **sharing)
     transform = create_transform(config.aug, data_config, training=True, **options)
     data.train.transform = MultiView(transform, views) if views else transform  # type: ignore[attr-defined]
     data.validation.transform = create_transform(config.aug, data_config, training=False)  # type: ignore[attr-defined]

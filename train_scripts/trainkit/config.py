@@ -46,6 +46,10 @@ class Config:
     class_map: str | None = None
     workers: int = 2
     pin_mem: bool = False
+    device_loader: bool = field(
+        default=False,
+        metadata={"help": "keep images of 32-64 px in memory, augment on the device (aug small, none); workers decode"},
+    )
     # model
     model: str = "mixmo_wrn16_2_m2"
     model_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from torchvision.transforms import Normalize, v2
 
 from trainkit.errors import UsageError
 
-__all__ = ["Lighting", "MultiView", "create_transform", "small_image_transform"]
+__all__ = ["Lighting", "MultiView", "ResizeIfNeeded", "create_transform", "small_image_transform"]
 
 AUTO_AUGMENT = {"cifar10": v2.AutoAugmentPolicy.CIFAR10}
 PAD_MODES = ("constant", "edge", "reflect", "symmetric")
@@ -76,7 +76,7 @@ def small_image_transform(
         UsageError: unknown auto_augment, pad_mode or interpolation.
     """
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    steps: list[Callable] = [_ResizeIfNeeded(size, interpolation)]
+    steps: list[Callable] = [ResizeIfNeeded(size, interpolation)]
     finish: list[Callable] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     if training:
         _check_choice("pad_mode", pad_mode, PAD_MODES)
@@ -201,7 +201,7 @@ class MultiView:
         return f"MultiView({self.views} x {self.transform})"
 
 
-class _ResizeIfNeeded:
+class ResizeIfNeeded:
     """Resize a PIL image to exactly (H, W), aspect not kept; an image of that size passes untouched."""
 
     def __init__(self, size: tuple[int, ...], interpolation: str):
