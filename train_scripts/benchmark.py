@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from trainkit.bench.automix import bench_automix
+from trainkit.bench.loading import bench_loading, bench_trainer
 from trainkit.bench.measure import MemoryRatio, Ratio
 from trainkit.bench.mixmo import bench_blocks, bench_masks, bench_members, bench_mixmo
 from trainkit.bench.recursivemix import bench_recursivemix
@@ -43,6 +44,8 @@ CASES: dict[str, Callable[[argparse.Namespace, torch.device], Iterable[Row]]] = 
     "concurrent": bench_concurrent,
     "recursivemix": bench_recursivemix,
     "automix": bench_automix,
+    "loading": bench_loading,
+    "trainer": bench_trainer,
 }
 
 
@@ -51,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--pairs", type=int, default=9, help="counted pairs per figure")
     parser.add_argument("--batch", type=int, default=64, help="batch of the small networks")
+    parser.add_argument("--data-dir", help="images of 32 pixels for the case loading, train/ with a folder per class")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("output/benchmark.json"))
     args = parser.parse_args(argv)
