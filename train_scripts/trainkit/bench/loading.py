@@ -25,7 +25,7 @@ from trainkit.data import create_train_loader, open_dataset, start_epoch
 from trainkit.device_loader import DeviceLoader, load_images
 from trainkit.device_transforms import Augmentation
 from trainkit.sampler import EpochBatchSampler
-from trainkit.transforms import create_transform, small_image_transform
+from trainkit.transforms import small_image_transform
 
 __all__ = ["bench_loading", "bench_trainer"]
 
@@ -109,7 +109,7 @@ def _cpu_epoch(images: Any, batch: int, workers: int, device: torch.device) -> R
 
 def _device_epoch(images: Any, batch: int, device: torch.device) -> Run:
     memory = load_images(images, SIZE, 3, device=device)
-    loader: Any = DeviceLoader(memory, EpochBatchSampler(len(memory), batch), MEAN, STD, settings=Augmentation())
+    loader = DeviceLoader(memory, EpochBatchSampler(len(memory), batch), MEAN, STD, settings=Augmentation())
     start_epoch(loader, 0, 0)
     return partial(_read, loader, device)
 
@@ -128,7 +128,7 @@ class _PlainLoop:
 
     def __init__(self, batch: int, device: torch.device):
         data: Any = open_dataset("digits", None, "train")
-        data.transform = create_transform("none", _data_config(), training=True)
+        data.transform = small_image_transform(SIZE, MEAN, STD, training=False)
         self.loader = DataLoader(data, batch, shuffle=True, drop_last=True)
         self.model = timm.create_model(MODEL, num_classes=10).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -156,7 +156,3 @@ def _trainer_step_seconds(flags: list[str], batch: int, device: torch.device) ->
         settings += ["--workers", "0"]
         results = train.main([*settings, *flags, *(["--cpu"] if device.type == "cpu" else [])])
     return results["epochs"][1]["train_seconds"] / results["steps_per_epoch"]
-
-
-def _data_config() -> dict[str, Any]:
-    return {"input_size": (3, *SIZE), "mean": MEAN, "std": STD, "interpolation": "bicubic"}
