@@ -153,6 +153,6 @@ def _trainer_step_seconds(flags: list[str], batch: int, device: torch.device) ->
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         settings = ["--dataset", "digits", "--model", MODEL, "--aug", "none", "--batch-size", str(batch)]
         settings += ["--mean", *map(str, MEAN), "--std", *map(str, STD), "--output", folder, "--epochs", "2"]
-        settings += ["--workers", "0"]
+        settings += ["--img-size", str(SIZE[0]), "--workers", "0"]
         results = train.main([*settings, *flags, *(["--cpu"] if device.type == "cpu" else [])])
     return results["epochs"][1]["train_seconds"] / results["steps_per_epoch"]
