@@ -195,6 +195,26 @@ def test_q_sees_its_share_of_the_plain_batch(share, shown):
     assert all(p.grad is not None for p in task.get_trainable_module().parameters())
 
 
+def test_the_mixed_head_can_be_the_published_one_and_plain_images_left_out():
+    x, y = batch()
+    task = _task(model=small_net("resnet"), one_hot_prob=0, main_head="mix")
+    result = task(x, y, _plan())
+    assert (float(result["ce"]), result["output"].shape) == (0, (5, K))
+    result["loss"].backward()
+    two = task.get_trainable_module().two
+    assert float(two.second.weight.grad.abs().max()) == 0
+    assert float(two.model.get_classifier().weight.grad.abs().max()) > 0
+    assert all(p.grad is not None for p in task.get_trainable_module().parameters())
+
+
+def test_the_second_head_takes_what_the_published_one_does_not():
+    x, y = batch()
+    task = _task(model=small_net("resnet"), main_head="mix")
+    task.get_trainable_module().eval()
+    two = task.get_trainable_module().two
+    torch.testing.assert_close(task(x, y, _plan())["ce"], F.cross_entropy(two(x, second=True), y))
+
+
 @pytest.mark.parametrize("name", ["resnetv2_18", "dla34"])
 def test_a_classifier_that_is_a_pointwise_convolution_is_a_linear_one(name):
     torch.manual_seed(0)
@@ -256,6 +276,7 @@ def test_a_stage_is_found_by_its_reduction():
         ({"momentum": 1.5}, r"momentum must be in \[0, 1\], got 1.5"),
         ({"block_every": 0}, "block_every must be an integer >= 1, got 0"),
         ({"one_hot_prob": 0}, r"one_hot_prob must be in \(0, 1\], got 0"),
+        ({"main_head": "both"}, "main_head must be one or mix, got 'both'"),
         ({"one_hot_share": 1.5}, r"one_hot_share must be in \(0, 1\], got 1.5"),
         ({"switch_off": 2}, r"switch_off must be in \[0, 1\], got 2"),
     ],

@@ -43,7 +43,7 @@ class AutoMixTask(MixingTask):
 
     loss = CE(head_one(q(x)), y) + mixup CE(head_mix(q(mixed_bb))) + mixup CE(head_mix_k(k(mixed_mb)))
     + w mask loss (AutoMix, eq. 11). q is the trained model with a second head; k follows it by momentum and is what
-    task.get_eval_model() gives and a checkpoint holds: one plain timm model, with head_one. The third term reaches the
+    task.get_eval_model() gives and a checkpoint holds: one plain timm model, with `main_head`. The third term reaches the
     Mix Block alone; its gradient is taken at the pixels before q runs, so that no graph of k outlives it.
     Call task.update_ema() after every update, as timm's script does: fused optimizers leave no other trace of one.
 
@@ -58,9 +58,12 @@ class AutoMixTask(MixingTask):
         switch_off: probability that the Mix Block learns from the mask loss alone (published .8 for ImageNet's ViTs).
         momentum, momentum_end, momentum_warmup: of the copy; needs total_steps to rise.
         block_every: the Mix Block learns in every n-th step only; cheaper, not published.
-        one_hot_prob: probability that q sees the plain batch too, its loss divided by it; cheaper, not published.
+        one_hot_prob: probability that q sees the plain batch too, its loss divided by it; cheaper, not published. With
+            main_head="mix" it may be 0: plain images are then only what the masks are made from.
         one_hot_share: of the plain batch that q sees then: its first images, two at least, as BatchNorm may need;
             cheaper, not published.
+        main_head: the head of the published model: `one` (published), which learns from plain images, or `mix`, which
+            learns from mixed ones.
         kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
         loss: scalar.   output: [B, K], of the plain images (of the mixed ones where q does not see all of those).
@@ -93,22 +96,24 @@ class AutoMixTask(MixingTask):
         block_every: int = 1,
         one_hot_prob: float = 1.0,
         one_hot_share: float = 1.0,
+        main_head: str = "one",
         **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
         _check_settings(block, mask_weight, momentum, momentum_end, momentum_warmup)
-        _check_cheaper(block_every, one_hot_prob, one_hot_share)
+        _check_cheaper(block_every, one_hot_prob, one_hot_share, main_head)
         self.draws = {"alpha": alpha, "mask_adjust": mask_adjust, "switch_off": switch_off}
         plan_automix(2, rng=np.random.default_rng(0), **self.draws)  # a wrong setting is an error now
         self.stage, channels = stage_of_reduction(model, reduction)
         mix_block = _make_block(block, channels, block_kwargs or {}).to(next(model.parameters()).dtype)
-        self.trainable_module = _OnlineNet(TwoHeads(model, num_classes=self.num_classes), mix_block).to(self.device)
+        two = TwoHeads(model, num_classes=self.num_classes)
+        self.trainable_module = _OnlineNet(two, mix_block, second_mixes=main_head == "one").to(self.device)
         self.follower = copy.deepcopy(unwrap_model(self.trainable_module).two).requires_grad_(False)
         self.eval_model = self.follower.model
         self.mask_weight, self.mask_decay, self.variance = mask_weight, mask_decay, variance
         self.momentum = {"base": momentum, "end": momentum_end, "warmup": momentum_warmup}
         self.switch_off, self.block_every = switch_off, block_every
-        self.one_hot_prob, self.one_hot_share = one_hot_prob, one_hot_share
+        self.one_hot_prob, self.one_hot_share, self.main_head = one_hot_prob, one_hot_share, main_head
         self._common_seed = self.seed  # of all processes
         self._caught_up()
 
@@ -172,7 +177,7 @@ class AutoMixTask(MixingTask):
         leaf = mixed.detach().requires_grad_()
         partners = torch.from_numpy(plan.partners_mb).to(mixed.device, non_blocking=True)
         with torch.enable_grad():
-            logits = self.follower(leaf, second=True)
+            logits = self.follower(leaf, second=self.main_head == "one")
             loss = self._mixup_ce(logits, target, partners, plan.lam_mb)
             scale = HALF_SCALE if in_float16(logits) else 1.0
             (gradient,) = torch.autograd.grad(loss * scale, leaf)
@@ -282,10 +287,11 @@ class _OnlineNet(nn.Module):
         gradient reaches the Mix Block.
     """
 
-    def __init__(self, two: TwoHeads, block: nn.Module):
+    def __init__(self, two: TwoHeads, block: nn.Module, second_mixes: bool):
         super().__init__()
         self.two = two
         self.block = block
+        self.second_mixes = second_mixes  # the second head is that of the mixed images
 
     def get_classifier(self) -> tuple[nn.Module, ...]:
         model: Any = unwrap_model(self.two.model)
@@ -324,12 +330,12 @@ class _OnlineNet(nn.Module):
         one, ce = images.new_empty(0), images.new_zeros(())
         taken: Taken = []
         if plain:
-            one = self.two(images[:plain])
+            one = self.two(images[:plain], second=not self.second_mixes)
             ce, taken = judge(one)
             one = one.detach() if taken else one  # and its graph is gone
-        logits = self.two(mixed, second=True)
+        logits = self.two(mixed, second=self.second_mixes)
         untouched = [] if learns else list(self.block.parameters())
-        untouched += [] if plain else list(self.get_classifier()[0].parameters())
+        untouched += [] if plain else list(self.get_classifier()[not self.second_mixes].parameters())
         for parameter in untouched:  # DDP wants a gradient of everything in every step
             block = block + 0.0 * parameter.sum()
         return one, with_gradient(ce, taken), logits, masks, block
@@ -364,7 +370,11 @@ def _check_settings(block: str, weight: float, base: float, end: float, warmup: 
             raise ValueError(f"{name} must be in [0, 1], got {value!r}")
 
 
-def _check_cheaper(block_every: int, one_hot_prob: float, one_hot_share: float) -> None:
+def _check_cheaper(block_every: int, one_hot_prob: float, one_hot_share: float, main_head: str) -> None:
+    if main_head not in ("one", "mix"):
+        raise ValueError(f"main_head must be one or mix, got {main_head!r}")
+    if main_head == "mix" and one_hot_prob == 0 and not isinstance(one_hot_prob, bool):
+        one_hot_prob = 1.0  # nothing that is published waits for plain images
     if isinstance(block_every, bool) or not isinstance(block_every, int) or block_every < 1:
         raise ValueError(f"block_every must be an integer >= 1, got {block_every!r}")
     for name, value in (("one_hot_prob", one_hot_prob), ("one_hot_share", one_hot_share)):
