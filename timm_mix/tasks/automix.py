@@ -43,8 +43,8 @@ class AutoMixTask(MixingTask):
 
     loss = CE(head_one(q(x)), y) + mixup CE(head_mix(q(mixed_bb))) + mixup CE(head_mix_k(k(mixed_mb)))
     + w mask loss (AutoMix, eq. 11). q is the trained model with a second head; k follows it by momentum and is what
-    task.get_eval_model() gives and a checkpoint holds: one plain timm model, with `main_head`. The third term reaches the
-    Mix Block alone; its gradient is taken at the pixels before q runs, so that no graph of k outlives it.
+    task.get_eval_model() gives and a checkpoint holds: one plain timm model, with `main_head`. The third term reaches
+    the Mix Block alone; its gradient is taken at the pixels before q runs, so that no graph of k outlives it.
     Call task.update_ema() after every update, as timm's script does: fused optimizers leave no other trace of one.
 
     Args:
