@@ -71,7 +71,7 @@ SHARED = [
 ]
 UPDATES = 28  # of a run without accumulation
 LIMIT = 100_000  # bytes of a file, where the disk is full; a checkpoint is larger, results.json is not
-PATIENCE = 150  # seconds for an attempt
+PATIENCE = 600  # seconds for an attempt, on a machine that has other work
 
 
 @dataclass(frozen=True)
