@@ -110,6 +110,18 @@ def test_wandb_goes_on_with_the_run_that_it_began(fake, tmp_path):
     assert ids[0] == ids[1] == ids[2] != ids[3]
 
 
+def test_a_tracker_that_does_not_start_is_one_line_and_can_be_ended(fake, tmp_path, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("no\nlogin")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", fail)
+    config = Config(tracker="wandb", output=str(tmp_path), experiment="run")
+    accelerator = Accelerator(cpu=True, log_with="wandb", project_dir=config.folder)
+    with pytest.raises(UsageError, match="cannot start the tracker wandb: no login"):
+        start_tracker(accelerator, config, [])
+    accelerator.end_training()
+
+
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("tensorboard", "tensorboard")])
 def test_a_missing_package_is_one_line(name, package, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: None)
