@@ -82,6 +82,14 @@ def test_a_run_goes_on_between_accumulated_updates(run, cut_run, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_device_loader_goes_on_within_an_epoch(run, cut_run, tmp_path):
+    flags = ["--task", "cotraining", *TASKS["cotraining"], *CHANCE, *EVERY, "--device-loader", "--batch-repeats", "2"]
+    run(*flags, name="whole")
+    cut_run(STEPS + 2, *flags)
+    run(*flags)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_the_number_of_workers_changes_nothing_nor_does_a_change_of_it(run, cut_run, tmp_path):
     flags = ["--task", "mixmo", *TASKS["mixmo"], *CHANCE, *EVERY, "--batch-repeats", "2"]
     run(*flags, "--workers", "0", name="whole")
