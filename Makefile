@@ -1,10 +1,10 @@
 # Each target makes its own .venv when it is missing and reuses it when it is not.
-#   make demo   make test   make lint   make timm-suite   make benchmark
+#   make demo   make test   make lint   make timm-suite   make benchmark   make chaos
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format timm-suite benchmark clean
+.PHONY: demo test lint format timm-suite benchmark chaos clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed-%: pyproject.toml
@@ -33,6 +33,10 @@ timm-suite: $(VENV)/.installed-dev
 
 benchmark: $(VENV)/.installed-dev
 	$(BIN)/python train_scripts/benchmark.py
+
+# Runs that are killed, out of disk space or robbed of their newest checkpoint end like uninterrupted ones (minutes).
+chaos: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 PYTHONPATH=train_scripts $(BIN)/python tests/chaos.py
 
 clean:
 	rm -rf $(VENV) .timm_suite .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import IterableImageDataset
 from torchvision.transforms import v2
 
-from trainkit.data import create_eval_loader, create_train_loader, open_dataset, start_epoch
+from trainkit.data import create_eval_loader, create_train_loader, epoch_batches, open_dataset, start_epoch
 from trainkit.errors import UsageError
 from trainkit.transforms import MultiView, small_image_transform
 
@@ -59,8 +59,8 @@ class TestTrainLoader:
         for other in (second, other_rank[0][0], other_seed[0][0], draw(loader, 1)[0][0]):
             assert not (first == other).any()
 
-    def test_the_order_does_not_depend_on_the_number_of_workers(self, digits):
-        digits.transform = PIXELS
+    def test_nothing_depends_on_the_number_of_workers(self, digits):
+        digits.transform = AUGMENT
         alone, shared = (create_train_loader(digits, batch_size=89, workers=workers) for workers in (0, 2))
         assert same(draw(alone, 2), draw(shared, 2))
 
@@ -73,13 +73,31 @@ class TestTrainLoader:
         ]
         assert same(joined, one)
 
-    def test_a_resumed_epoch_sees_the_images_that_were_left(self, digits):
-        digits.transform = PIXELS
-        loader = create_train_loader(digits, batch_size=89)
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole_one_and_reads_nothing_before(self, digits, workers):
+        digits.transform = AUGMENT
+        loader = create_train_loader(digits, batch_size=88, repeats=2, workers=workers)
         whole = draw(loader, 1)
-        start_epoch(loader, 1, 3)
-        loader.batch_sampler.set_start(2)
-        assert same(list(loader), whole[2:])
+        start_epoch(loader, 1, 3, first_batch=5)
+        assert same(list(loader), whole[5:])
+        assert len(whole) == 8
+
+    def test_reading_a_batch_leaves_the_main_processs_generators(self, digits):
+        digits.transform = AUGMENT
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+        next(iter(create_train_loader(digits, batch_size=13)))
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+
+    def test_a_loader_that_starts_by_itself_is_told_the_place(self):
+        class Own:
+            def start(self, *place):
+                self.place = place
+
+        loader = Own()
+        start_epoch(loader, 3, seed=5, rank=1, first_batch=7)
+        assert loader.place == (3, 5, 1, 7)
 
     def test_copies_of_an_image_are_augmented_one_by_one(self, digits):
         digits.transform = AUGMENT
@@ -130,6 +148,27 @@ class TestTrainLoader:
         assert torch.equal(after, torch.rand(3))
 
 
+class TestEpochBatches:
+    def test_a_steps_chance_is_a_function_of_its_place(self, digits):
+        digits.transform = PIXELS
+        loader = create_train_loader(digits, batch_size=89)
+
+        def drawn(first=0, **place):
+            settings = {"epoch": 1, "seed": 3, "rank": 0, **place}
+            return [
+                (random.random(), np.random.rand(), torch.rand(()).item())
+                for _ in epoch_batches(loader, **settings, first_batch=first)
+            ]
+
+        whole = drawn()
+        assert len(whole) == 4
+        assert drawn(first=2) == whole[2:]
+        numbers = {number for step in whole for number in step}
+        for other in ({"epoch": 2}, {"seed": 4}, {"rank": 1}):
+            numbers |= {number for step in drawn(**other) for number in step}
+        assert len(numbers) == 4 * 4 * 3  # no two alike
+
+
 class Stream:
     """A reader for timm's IterableImageDataset: 11 grey images, the epoch in the label."""
 
@@ -161,6 +200,20 @@ class TestIterableDataset:
 
     def test_evaluation_keeps_the_short_last_batch(self, stream):
         assert [len(images) for images, _ in create_eval_loader(stream, batch_size=4)] == [4, 4, 3]
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole_one(self, stream, workers):
+        stream.transform = lambda _: torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
+        loader = create_train_loader(stream, batch_size=3, workers=workers)
+
+        def trained(first):  # a step draws from the generators, too
+            batches = epoch_batches(loader, 1, 3, 0, first)
+            return [(images, targets, torch.rand(2)) for images, targets in batches]
+
+        whole, rest = trained(0), trained(1)
+        assert len(whole) == 3
+        for one, two in zip(whole[1:], rest, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
     def test_batch_repetition_is_refused(self, stream):
         with pytest.raises(UsageError, match="read by index, got repeats=2 with a streamed one: use repeats=1"):

@@ -189,3 +189,18 @@ def test_a_shard_outside_the_world_is_refused():
         ShardSampler(13, 3, 3)
     with pytest.raises(UsageError, match="num_samples must be at least 0, got -1"):
         ShardSampler(-1, 0, 1)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_places_are_where_a_sample_stands_in_the_order_over_all_processes(drop_last):
+    settings = {"repeats": 2, "seed": 5, "world_size": 2, "drop_last": drop_last}
+    order = np.random.default_rng([5, 0]).permutation(31).tolist()
+    seen = set()
+    for rank in range(2):
+        plain = EpochBatchSampler(31, 6, rank=rank, **settings)
+        for batch, indices in zip(EpochBatchSampler(31, 6, rank=rank, places=True, **settings), plain, strict=True):
+            assert [place.sample for place in batch] == indices
+            assert [order[place.position] for place in batch] == indices
+            assert [place.copy for place in batch] == [0] * (len(batch) // 2) + [1] * (len(batch) // 2)
+            seen |= {(place.position, place.copy) for place in batch}
+    assert seen == {(position, copy) for position in range(30) for copy in range(2)}

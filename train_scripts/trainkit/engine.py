@@ -114,6 +114,8 @@ class Trainer:
     def _run_epoch(self) -> dict[str, Any]:
         """Train, evaluate and save; returns the epoch's row of figures."""
         progress = self.progress
+        # the length of a stream is an estimate, by which the schedule goes
+        progress.update = max(progress.update, progress.epoch * self.updates_per_epoch)
         if progress.lr is None:
             progress.lr = self.optimizer.param_groups[0]["lr"]
         means = self._train_epoch()
@@ -162,7 +164,7 @@ class Trainer:
         at_end = progress.batch == len(self.train_loader)
         due = bool(config.checkpoint_interval) and progress.update % (config.checkpoint_interval or 1) == 0
         if due or at_end or len(self.guard) >= config.log_interval:
-            self.guard.check(self.model if due or at_end else None)
+            self.guard.check(self._trained() if due or at_end else None)
             bar.set_postfix(loss=f"{self.guard.last_finite:.4f}", refresh=False)
         if due or at_end or progress.update % self.stop_every == 0:
             self._stop_if_asked()
@@ -176,11 +178,14 @@ class Trainer:
         if not number:
             return
         if not saved:
-            self.guard.check(self.model)
+            self.guard.check(self._trained())
             self.keeper.save(self.progress, final=True)
         name = signal.Signals(number).name
         line = f"stopped by {name} after update {self.progress.update}, which is saved; go on with --resume auto"
         raise Stopped(line, number)
+
+    def _trained(self) -> nn.Module:
+        return unwrap_model(self.task.get_trainable_module())
 
     def _update(self, group: list[tuple[Tensor, Tensor]], update: int) -> dict[str, Tensor]:
         """One optimizer update over a group of batches (gradient accumulation); sums of what the task reports."""

@@ -99,6 +99,9 @@ class Keeper:
         content = read_checkpoint(path, check=False)
         check_recipe(path, content["config"], self.config)
         check_facts(path, content["facts"], self.facts)
+        if content["config"]["member_parallel"] != self.config.member_parallel and self.accelerator.is_main_process:
+            how = "a part of the model" if self.config.member_parallel else "the whole model"
+            print(f"going on with {how} per process, whose augmentation is drawn otherwise", flush=True)
         self._check_best(content["progress"]["history"])
         parallel = self.parallel
         place = {"share": parallel.share, "part": parallel.part, "parts": parallel.parts}

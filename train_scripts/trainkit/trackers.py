@@ -76,7 +76,11 @@ def start_tracker(accelerator: Accelerator, config: Config, history: list[dict[s
         settings["wandb"] = {"id": run, "resume": "allow", "name": name, "dir": str(config.folder)}
     project = "timm_mix" if config.tracker == "wandb" else config.tracker  # else a folder
     with user_errors(f"start the tracker {config.tracker}"):
-        accelerator.init_trackers(project, init_kwargs=settings)
+        try:
+            accelerator.init_trackers(project, init_kwargs=settings)
+        except BaseException:
+            accelerator.trackers = []  # one that has not started cannot be finished
+            raise
     if config.tracker == "csv":
         rows = {row["epoch"]: figures_of(row) for row in history}
         accelerator.get_tracker("csv", unwrap=True).update(rows)
