@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -112,7 +111,7 @@ def test_a_checkpoint_without_results_has_the_settings_of_its_recipe(runs):
 def test_a_foreign_results_file_is_refused(text, runs):
     runs[0].folder.mkdir(parents=True)
     (runs[0].folder / "results.json").write_text(text)
-    with pytest.raises(UsageError, match="is no results file of train.py: remove it, or give another --output"):
+    with pytest.raises(UsageError, match=r"is no results file of train\.py: remove it, or give another --output"):
         progress_of(runs[0])
 
 
@@ -203,20 +202,26 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path):
         pass
 
 
-def test_a_child_that_outlives_its_parent_keeps_the_folder(runs, tmp_path, monkeypatch):
-    children = []
-    start = child_runs._start
-    monkeypatch.setattr(child_runs, "_start", lambda *args: (children.append(start(*args)), children[-1])[1])
-    monkeypatch.setattr(subprocess.Popen, "poll", lambda child: (_ for _ in ()).throw(RuntimeError("parent died")))
-    with pytest.raises(RuntimeError, match="parent died"), locked(tmp_path):
-        run_all(runs[:1], train=fake(SLOWLY))
-    monkeypatch.undo()
+def test_a_child_that_outlives_its_parent_keeps_the_folder(runs, tmp_path):
+    with locked(tmp_path):
+        child = child_runs._start(runs[0], fake(SLOWLY), threads=1)
     with pytest.raises(UsageError, match="or by a run that one left behind"):
         locked(tmp_path).__enter__()
-    children[0].kill()
-    children[0].wait()
+    child.kill()
+    child.wait()
     with locked(tmp_path):
         pass
+
+
+def test_an_error_here_leaves_no_child_behind(runs):
+    def fault(run):
+        while not (run.folder / "started").exists():
+            time.sleep(0.02)
+        raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        run_all(runs, started=fault, train=fake(SLOWLY))
+    assert (runs[0].folder / "stopped").read_text() == f"{signal.SIGTERM:d} "
 
 
 def test_a_folder_that_cannot_be_made_is_said_so():

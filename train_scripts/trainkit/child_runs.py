@@ -89,7 +89,7 @@ def run_all(
     """
     waiting, failures = deque(runs), list[Failure]()
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
-    with _caught_signals() as caught:
+    with _caught_signals() as caught, _none_left_behind(running):
         passed_on = 0
         while running or (waiting and not caught):
             while waiting and len(running) < jobs and not caught:
@@ -99,15 +99,14 @@ def run_all(
             for number in caught[passed_on:]:
                 for _, child in running:
                     child.send_signal(number)
-            passed_on = len(caught)
+                passed_on += 1
             ended = [(run, child) for run, child in running if child.poll() is not None]
             for run, child in ended:
                 running.remove((run, child))
-                outcome = _outcome(run, child.returncode)
                 if not caught:
+                    outcome = _outcome(run, child.returncode)
+                    failures += [outcome] if isinstance(outcome, Failure) else []
                     finished(run, outcome)
-                if isinstance(outcome, Failure):
-                    failures.append(outcome)
             if not ended:
                 time.sleep(POLL_SECONDS)
     if caught:
@@ -182,6 +181,19 @@ def _caught_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _none_left_behind(running: "list[tuple[Run, subprocess.Popen[bytes]]]") -> Iterator[None]:
+    """End the children when an error ends the loop over them."""
+    try:
+        yield
+    except BaseException:
+        for _, child in running:
+            child.terminate()
+        for _, child in running:
+            child.wait()
+        raise
 
 
 def _read_results(path: Path) -> dict[str, Any] | None:
