@@ -30,7 +30,11 @@ __all__ = ["Failure", "Progress", "locked", "progress_of", "run_all"]
 
 TRAIN = (sys.executable, str(Path(__file__).resolve().parents[1] / "train.py"))
 POLL_SECONDS = 0.1
-_FREE = ("output", "experiment", "resume", "log_interval", "pin_mem")  # change nothing of what comes out
+# change nothing of what comes out
+_FREE = (
+    *("output", "experiment", "resume", "pin_mem"),
+    *("checkpoint_interval", "checkpoint_hist", "tracker", "log_interval"),
+)
 
 
 @dataclass(frozen=True)
