@@ -91,6 +91,7 @@ def train(
             "classes": data.num_classes,
         },
         "steps_per_epoch": len(train_loader),
+        "total_epochs": epochs,
         "global_batch_size": config.batch_size * parallel.shares * config.grad_accum_steps,
     }
     if accelerator.is_main_process:

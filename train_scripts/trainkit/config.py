@@ -5,7 +5,6 @@ The names are those of timm's train script where it has them, with `_` in a reci
 
 import argparse
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -17,9 +16,9 @@ from typing import Any, NoReturn
 import yaml
 
 from timm_mix.mixers import MIXERS
-from trainkit.errors import UsageError
+from trainkit.errors import UsageError, check_keys
 
-__all__ = ["Config", "load_recipe", "parse_config"]
+__all__ = ["Config", "check_settings", "load_recipe", "parse_config", "parse_pairs", "read_yaml"]
 
 Floats = tuple[float, ...]
 TASKS = ("classification", "mixmo", "cotraining", "recursivemix", "automix", "manifoldmixup")
@@ -284,20 +283,25 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         UsageError: no such file, not a yaml mapping, an unknown key, or a value of the wrong type.
     """
+    return check_settings(f"recipe {path}", read_yaml("recipe", path))
+
+
+def read_yaml(what: str, path: str | Path) -> Any:
+    """Content of a yaml file; `what` it is begins the UsageError."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read recipe {path}: {error.strerror or error}") from None
+        raise UsageError(f"cannot read {what} {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {path} is not valid yaml: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{what} {path} is not valid yaml: {' '.join(str(error).split())}") from None
+
+
+def check_settings(where: str, content: Any) -> dict[str, Any]:
+    """Settings of a run as the types that Config declares; `where` they stand begins the UsageError."""
     if not isinstance(content, dict):
-        raise UsageError(f"recipe {path} must be a mapping of settings, got {type(content).__name__}")
-    for key in content:
-        if key not in _TYPES:
-            near = difflib.get_close_matches(str(key), _TYPES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; see train.py --help"
-            raise UsageError(f"recipe {path} has an unknown key {key!r}{hint}")
-    return {key: _checked(f"recipe {path}: {key}", value, _TYPES[key]) for key, value in content.items()}
+        raise UsageError(f"{where} must be a mapping of settings, got {type(content).__name__}")
+    check_keys(where, content, _TYPES, "see train.py --help")
+    return {key: _checked(f"{where}: {key}", value, _TYPES[key]) for key, value in content.items()}
 
 
 def parse_config(argv: Sequence[str] | None = None) -> Config:
@@ -311,7 +315,7 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
     settings = load_recipe(recipe) if recipe else {}
     for key, value in values.items():
         if typing.get_origin(_TYPES[key]) is dict:
-            value = {**settings.get(key, {}), **_pairs(key, value)}
+            value = {**settings.get(key, {}), **parse_pairs(key, value)}
         settings[key] = _checked(f"--{key.replace('_', '-')}", value, _TYPES[key])
     return Config(**settings)
 
@@ -349,7 +353,8 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _pairs(key: str, pairs: list[str]) -> dict[str, Any]:
+def parse_pairs(key: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words of the flag --key as settings; a value is read as yaml."""
     settings = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")

@@ -32,16 +32,25 @@ _OF_THE_WRAPPER = {"backbone", "members", "split", "divide", "ensemble"}  # the 
 
 @dataclass(frozen=True)
 class Cost:
-    """Predicted cost of a run; `network` is the plain one that `relative_time` compares with, nan if it is unknown."""
+    """Predicted cost of a run; `network` is the plain one that `relative_time` compares with, nan if it is unknown.
+
+    `batch_flops` are those of one training step, forward and backward.
+    """
 
     steps_per_epoch: int
     epochs: int
     network: str
     relative_time: float
+    batch_flops: float = math.nan
 
     @property
     def iterations(self) -> int:
         return self.steps_per_epoch * self.epochs
+
+    @property
+    def flops(self) -> float:
+        """Of all training steps in one process."""
+        return self.iterations * self.batch_flops
 
     def __str__(self) -> str:
         count = f"{self.iterations:,} iterations ({self.steps_per_epoch:,} per epoch)"
@@ -59,10 +68,11 @@ def predict_cost(config: Config, *, num_classes: int, steps_per_epoch: int, epoc
         epochs: with the schedule's cool-down; default: the recipe's.
     """
     try:
-        network, ratio = _step_ratio(config, num_classes)
+        network, plain, ratio = _step_flops(config, num_classes)
     except Exception:  # a network that cannot be built or run without data must not keep anyone from training it
-        network, ratio = config.model, math.nan
-    return Cost(steps_per_epoch, epochs or config.epochs, network, config.batch_repeats * ratio)
+        network, plain, ratio = config.model, 0, math.nan
+    flops = config.batch_size * ratio * plain
+    return Cost(steps_per_epoch, epochs or config.epochs, network, config.batch_repeats * ratio, flops)
 
 
 def steps_per_epoch(config: Config, num_images: int, processes: int = 1) -> int:
@@ -70,40 +80,38 @@ def steps_per_epoch(config: Config, num_images: int, processes: int = 1) -> int:
     return num_images // (processes * (config.batch_size // config.batch_repeats))
 
 
-def _step_ratio(config: Config, num_classes: int) -> tuple[str, float]:
-    """The plain network behind the model, and the FLOPs of the model's step over those of the plain one's."""
+def _step_flops(config: Config, num_classes: int) -> tuple[str, int, float]:
+    """The plain network behind the model, its FLOPs for one image, and the model's step over the plain one's."""
     shared = {"num_classes": num_classes, "in_chans": config.in_chans}
     model: Any = _on_meta(config.model, **shared, **config.model_kwargs)
     name = getattr(model, "backbone", None)
-    if not isinstance(name, str) or not hasattr(model, "num_members"):
-        return config.model, _automix_ratio(config, model) if config.task == "automix" else 1.0  # a plain network
-    kwargs = {key: value for key, value in config.model_kwargs.items() if key not in _OF_THE_WRAPPER}
     size = tuple(data_config_of(config, model)["input_size"])
     image = torch.empty(1, *size, device="meta")
+    if not isinstance(name, str) or not hasattr(model, "num_members"):  # a plain network
+        plain = _count_flops(model, image)
+        return config.model, plain, _automix_ratio(config, model, image, plain) if config.task == "automix" else 1.0
+    kwargs = {key: value for key, value in config.model_kwargs.items() if key not in _OF_THE_WRAPPER}
     plain = _count_flops(_on_meta(name, **shared, **kwargs), image)
     if isinstance(model, SplitNet):  # its parts are alike
-        return name, model.num_members * _count_flops(model.subnets[0], image) / plain
+        return name, plain, model.num_members * _count_flops(model.subnets[0], image) / plain
     members = image[:, None].expand(-1, model.num_members, -1, -1, -1)
     inputs = {"masks": _masks(model, size)} if hasattr(model, "stem_shape") else {}
-    return name, _count_flops(model, members, return_members=True, **inputs) / plain
+    return name, plain, _count_flops(model, members, return_members=True, **inputs) / plain
 
 
-def _automix_ratio(config: Config, model: Any) -> float:
+def _automix_ratio(config: Config, model: Any, image: Tensor, plain: int) -> float:
     """Passes of AutoMix's step: q twice, k once without weight gradients, k's features up to the masks' stage, and the
     Mix Block forward for q's masks and, where it learns, forward and backward for its own.
     """
-    size = tuple(data_config_of(config, model)["input_size"])
-    image = torch.empty(1, *size, device="meta")
     stage, channels = stage_of_reduction(model, config.mix.get("reduction", 16))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         maps = model.forward_intermediates(image, indices=[stage], intermediates_only=True, stop_early=True)[0]
     features = counter.get_total_flops()
-    plain = _count_flops(model, image)
     share = 1 / config.mix.get("block_every", 1)  # of the steps in which the Mix Block learns
     learning = (1 - config.mix.get("switch_off", 0.0)) * share
     shown = config.mix.get("one_hot_prob", 1.0) * config.mix.get("one_hot_share", 1.0)
     passes = 1 + shown + 2 / 3 * learning
-    return passes + (features + (1 + 3 * share) * _block_flops(config, maps, channels, size)) / plain
+    return passes + (features + (1 + 3 * share) * _block_flops(config, maps, channels, tuple(image.shape[1:]))) / plain
 
 
 def _block_flops(config: Config, maps: Tensor, channels: int, size: tuple[int, ...]) -> int:

@@ -1,11 +1,12 @@
 """One line for a mistake of the user."""
 
+import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Stopped", "UsageError", "run_script", "user_errors"]
+__all__ = ["Stopped", "UsageError", "check_keys", "run_script", "user_errors"]
 
 _CAUSED_BY_SETTINGS = (
     ValueError,
@@ -41,6 +42,16 @@ def user_errors(what: str) -> Iterator[None]:
     except _CAUSED_BY_SETTINGS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(f"cannot {what}: {reason}") from error
+
+
+def check_keys(where: str, keys: Iterable[object], known: Collection[str], otherwise: str) -> None:
+    """An unknown key is a UsageError with the nearest known one, or with `otherwise` where none is near."""
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise UsageError(
+                f"{where} has an unknown key {key!r}; {f'did you mean {near[0]!r}?' if near else otherwise}"
+            )
 
 
 def run_script(main: Callable[[], object]) -> None:

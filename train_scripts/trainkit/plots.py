@@ -13,7 +13,7 @@ from timm_mix.functional.mixmo import MixMoPlan, member_masks
 from trainkit.canvas import open_pyplot as _matplotlib
 from trainkit.canvas import save_figure as _save
 
-__all__ = ["plot_curves", "plot_division", "plot_mask_families", "plot_mixed_inputs"]
+__all__ = ["plot_comparison", "plot_curves", "plot_division", "plot_mask_families", "plot_mixed_inputs"]
 
 
 def plot_mixed_inputs(path: Path, images: Tensor, plan: MixMoPlan, mean: Tensor, std: Tensor, rows: int = 6) -> None:
@@ -122,6 +122,40 @@ def plot_division(path: Path, rows: Sequence[Any]) -> None:
         axis.set_title("all parts (line), one part (dotted)", fontsize=9)
     axes[0].legend(fontsize=7)
     _save(figure, path)
+
+
+def plot_comparison(path: Path, title: str, rows: Sequence[Any]) -> None:
+    """Top-1 of every method, and its difference to the baseline: a dot per mean, its confidence interval, the seeds.
+
+    Args:
+        rows: with the fields of trainkit.comparison.Row. Hollow dots: one seed, no interval.
+    """
+    plt = _matplotlib()
+    size = (10, 1.4 + 0.38 * len(rows))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    for place, row in enumerate(rows):
+        _estimate(left, place, row.top1, "#0072B2")  # blue and vermilion of Okabe and Ito: told apart by everyone
+        _estimate(right, place, row.top1_difference, "#D55E00")
+    left.set(xlabel="ensemble, validation top-1 (%)", title=title)
+    left.set_yticks(range(len(rows)), [row.method for row in rows])
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    right.axvline(0, color="black", linewidth=1)
+    right.set(xlabel="top-1 minus the baseline's, same seed (points)", title="bars: 95 % confidence interval")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+    _save(figure, path)
+
+
+def _estimate(axis: Any, place: int, estimate: Any, colour: str) -> None:
+    """A mean with its interval at a height, and small grey dots for the values that it is the mean of."""
+    if estimate is None:
+        return
+    if estimate.half_width is None:
+        axis.plot(estimate.mean, place, "o", markeredgecolor=colour, markerfacecolor="white", markersize=7)
+        return
+    axis.errorbar(estimate.mean, place, xerr=estimate.half_width, fmt="o", color=colour, capsize=3, markersize=7)
+    axis.plot(estimate.values, [place + 0.22] * estimate.n, ".", color="0.45", markersize=4)
 
 
 def _show(axis: Any, image: Tensor, title: str) -> None:
