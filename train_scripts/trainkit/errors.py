@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from safetensors import SafetensorError
+
 __all__ = ["UsageError", "run_script", "user_errors"]
 
 _CAUSED_BY_SETTINGS = (
@@ -16,6 +18,7 @@ _CAUSED_BY_SETTINGS = (
     RuntimeError,
     OSError,
     ImportError,
+    SafetensorError,  # a torn file of weights
 )
 
 
