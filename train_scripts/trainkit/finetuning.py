@@ -20,7 +20,7 @@ from timm_mix.tasks._base import MemberTask
 from trainkit.build import Data, build_data, build_task, data_config_of
 from trainkit.config import Config
 from trainkit.errors import UsageError, user_errors
-from trainkit.freezing import freeze, hold_features
+from trainkit.freezing import freeze, hold_in_eval
 from trainkit.image_folder import find_unreadable, open_image_folder
 from trainkit.sources import FOLDER_NAMES
 
@@ -70,7 +70,7 @@ class FinetuneConfig(Config):
         default=None, metadata={"help": "N: the first N stages, stem included; or backbone: everything but the heads"}
     )
     linear_probe: bool = field(
-        default=False, metadata={"help": "train the heads alone, on features without dropout; --lr 0.01 is usual"}
+        default=False, metadata={"help": "train the heads alone, the model in evaluation mode; --lr 0.01 is usual"}
     )
 
     def __post_init__(self) -> None:
@@ -81,6 +81,8 @@ class FinetuneConfig(Config):
             raise UsageError(f"freeze takes a number of stages >= 1 or backbone, got {self.freeze!r}")
         if self.freeze is not None and self.linear_probe:
             raise UsageError(f"linear_probe freezes the whole backbone, got freeze={self.freeze} as well: drop one")
+        if self.linear_probe and (self.drop or self.drop_path):
+            raise UsageError("linear_probe trains on the features of evaluation mode, got drop or drop_path")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise UsageError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if self.layer_decay is not None and self.sched == "none":
@@ -105,11 +107,18 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
         raise UsageError(f"images have 1 or 3 channels, {given} asks for {channels}: give --in-chans 3")
     if channels == 1:
         settings["in_chans"] = 1
-    if config.img_size and "img_size" in wanted:
-        settings["model_kwargs"] = {**config.model_kwargs, "img_size": list(wanted["img_size"])}
+    settings["model_kwargs"] = _built_with(config, wanted)
     if config.experiment is None:
         settings["experiment"] = f"{_short(name)}_on_{Path(config.data_dir or config.dataset).resolve().name}"
     return dataclasses.replace(config, **settings)
+
+
+def _built_with(config: FinetuneConfig, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What the saved model was built with, as far as no flag says otherwise: the results then tell it whole."""
+    of_flags = {"model_name", "pretrained_cfg", "pretrained_model_args", "num_classes", "in_chans"}
+    of_flags |= {f"{name}_rate" for name in ("drop", "drop_path") if getattr(config, name) is not None}
+    kept = {key: value for key, value in wanted.items() if key not in of_flags or key in config.model_kwargs}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
 def _check_source(model: str) -> tuple[str | None, str]:
@@ -201,7 +210,7 @@ def prepare_model(config: FinetuneConfig, model: nn.Module, data: Data) -> nn.Mo
         raise UsageError(f"keep_head needs weights, {config.model} starts from random ones: drop it")
     if config.linear_probe:
         freeze(model, "backbone")
-        hold_features(model)
+        hold_in_eval(model)
     elif config.freeze is not None:
         freeze(model, config.freeze)
     _say(_summary(config, model))
@@ -220,15 +229,11 @@ def _check_kept_head(config: FinetuneConfig, model: Any, data: Data) -> None:
     """A head that goes on must know the data's classes, under the same names where it has any."""
     known = model.pretrained_cfg.get("num_classes")
     if config.initial_checkpoint is None and known != data.num_classes:
-        raise UsageError(
-            f"keep_head needs the classes of {config.model}, {known} and {data.num_classes} differ: drop it"
-        )
+        raise UsageError(f"keep_head needs the {known} classes of {config.model}, got {data.num_classes}: drop it")
     names = model.pretrained_cfg.get("label_names")
     if names and data.names and list(names) != data.names:
         other = next(pair for pair in zip(data.names, names, strict=True) if pair[0] != pair[1])
-        raise UsageError(
-            f"keep_head needs the classes of {config.model}, it has {other[1]!r} for {other[0]!r}: drop it"
-        )
+        raise UsageError(f"keep_head needs the classes of {config.model}, got {other[0]!r} for {other[1]!r}: drop it")
 
 
 def _summary(config: FinetuneConfig, model: nn.Module) -> str:

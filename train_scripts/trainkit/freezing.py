@@ -1,6 +1,5 @@
 """Freeze parts of a model: parameters, BatchNorm statistics, dropout."""
 
-from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import nn
 
 from trainkit.errors import UsageError
 
-__all__ = ["freeze", "hold_features"]
+__all__ = ["freeze", "hold_in_eval"]
 
 
 def freeze(model: nn.Module, what: str) -> None:
@@ -35,45 +34,24 @@ def freeze(model: nn.Module, what: str) -> None:
         frozen = [p for name, p in model.named_parameters() if stage_of[name] < int(what)]
     for parameter in frozen:
         parameter.requires_grad = False
-    for parent in model.modules():
-        for child in parent.children():
-            if hasattr(child, "running_mean") and _is_frozen(child, parent):
-                _hold_in_eval(child)
+    is_frozen = False
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own:  # a norm without parameters goes with what is defined before it
+            is_frozen = not any(parameter.requires_grad for parameter in own)
+        if is_frozen and getattr(module, "running_mean", None) is not None:
+            hold_in_eval(module)
 
 
-def _is_frozen(norm: nn.Module, parent: nn.Module) -> bool:
-    """A norm without parameters goes with what stands beside it."""
-    parameters = list(norm.parameters()) or list(parent.parameters())
-    return bool(parameters) and not any(p.requires_grad for p in parameters)
+def hold_in_eval(module: nn.Module) -> None:
+    """Evaluation mode for good: the trainer calls train() on the whole model in every epoch, here it does nothing."""
+    module.eval()
+    setattr(module, "train", MethodType(_stay, module))  # noqa: B010  (a plain assignment is an error to mypy)
 
 
 def _heads(model: Any) -> tuple[nn.Module, ...]:
     heads = model.get_classifier()
     return heads if isinstance(heads, tuple) else (heads,)
-
-
-def hold_features(model: nn.Module) -> None:
-    """Everything but the heads in evaluation mode for good."""
-    heads = {id(module) for head in _heads(model) for module in head.modules()}
-    for module in _maximal_without(model, heads):
-        _hold_in_eval(module)
-
-
-def _maximal_without(module: nn.Module, heads: set[int]) -> Iterator[nn.Module]:
-    """The largest submodules that hold no head."""
-    for child in module.children():
-        if id(child) in heads:
-            continue
-        if heads.isdisjoint(map(id, child.modules())):
-            yield child
-        else:
-            yield from _maximal_without(child, heads)
-
-
-def _hold_in_eval(module: nn.Module) -> None:
-    """The trainer calls train() on the whole model in every epoch: here it does nothing."""
-    module.eval()
-    setattr(module, "train", MethodType(_stay, module))  # noqa: B010  (a plain assignment is an error to mypy)
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:

@@ -228,15 +228,9 @@ def _check_same_classes(train: _Found, validation: _Found) -> None:
         found.root: [name for name in found.images if name not in other.images]
         for found, other in ((train, validation), (validation, train))
     }
-    lines = [
-        f"{_listed(names)} {'is' if len(names) == 1 else 'are'} in {root} alone"
-        for root, names in alone.items()
-        if names
-    ]
-    if lines:
-        raise UsageError(
-            f"training and validation must have the same class folders, {' and '.join(lines)}: rename or add"
-        )
+    where = [f"{_listed(names)} only in {root}" for root, names in alone.items() if names]
+    if where:
+        raise UsageError(f"training and validation must have the same class folders, got {' and '.join(where)}: rename")
 
 
 def _flat(images: dict[str, list[Path]], classes: list[str]) -> tuple[list[Path], np.ndarray]:
