@@ -136,9 +136,7 @@ def _check_source(model: str) -> tuple[str | None, str]:
             hint = f"; did you mean local-dir:{inner}?" if (inner / "config.json").is_file() else ""
             raise UsageError(f"{wanted}, {name} has no config.json{hint}")
     elif source is None and not timm.is_model(name.partition(".")[0]):
-        raise UsageError(
-            f"no model is named {name!r}: timm.list_models() lists the names; folders go by local-dir:FOLDER"
-        )
+        raise UsageError(f"no model is named {name!r}: see timm.list_models(), or give a folder as local-dir:FOLDER")
     return source, name
 
 
