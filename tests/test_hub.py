@@ -48,6 +48,16 @@ def test_class_names_and_data_settings_are_written(model, tmp_path):
     assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
 
 
+def test_what_was_known_of_earlier_classes_is_gone_where_new_names_are_given(model, tmp_path):
+    model.pretrained_cfg.update({"label_names": ["x", "y", "z"], "label_descriptions": {"x": "an ex"}})
+    save_pretrained(model, tmp_path / "m", label_names=["a", "b", "c"])
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
+    assert again.pretrained_cfg["label_names"] == ["a", "b", "c"]
+    assert not again.pretrained_cfg.get("label_descriptions")
+    assert model.pretrained_cfg["label_names"] == ["x", "y", "z"]
+    assert "an ex" not in (tmp_path / "m" / "config.json").read_text()
+
+
 def test_a_channels_last_model_is_saved_and_left_as_it_was(model, tmp_path):
     model.to(memory_format=torch.channels_last)
     save_pretrained(model, tmp_path / "m")

@@ -51,7 +51,9 @@ def save_pretrained(
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model_config = {"label_names": label_names} if label_names is not None else None
+        model_config = (
+            None if label_names is None else {"label_names": label_names, "pretrained_cfg": _no_labels(model)}
+        )
         # safetensors takes contiguous tensors only, a channels_last model has others
         model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
         # the ensemble may have been chosen after the model was created
@@ -71,6 +73,12 @@ def save_pretrained(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _no_labels(model: nn.Module) -> dict[str, None]:
+    """Empty what the cfg says of the classes that the weights were first trained for; new names stand beside it."""
+    old: Any = getattr(model, "pretrained_cfg", {})
+    return {key: None for key in ("label_names", "label_descriptions") if old.get(key)}
 
 
 def _put_in_place(scratch: Path, folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -45,26 +46,36 @@ from trainkit.trackers import tracker_of
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what the command line says; returns the content of results.json (on the main process)."""
-    config = parse_config(argv)
+    return run(parse_config(argv))
+
+
+def run(config: Config, **parts: Any) -> dict[str, Any]:
+    """Start accelerate and train; `parts` are the keywords of `train`."""
     with deterministic_algorithms(config.deterministic):
         accelerator = _accelerator(config)
         try:
-            return train(config, accelerator)
+            return train(config, accelerator, **parts)
         finally:
             accelerator.end_training()
 
 
 def train(
-    config: Config, accelerator: Accelerator, *, prepare_model: Callable[[nn.Module, Data], nn.Module] | None = None
+    config: Config,
+    accelerator: Accelerator,
+    *,
+    prepare_model: Callable[[nn.Module, Data], nn.Module] | None = None,
+    open_data: Callable[[Config], Data] = build_data,
+    make_task: Callable[..., TrainingTask] = build_task,
 ) -> dict[str, Any]:
     """Build the parts of a run, train, save the model.
 
-    `prepare_model` changes the model that the recipe names (a new head, frozen layers) before anything else sees it.
+    `prepare_model` changes the model that the recipe names (a new head, frozen layers) before anything else sees it;
+    `open_data` and `make_task` stand for `build_data` and `build_task`.
     """
     _check_folder(config)
     parallel = MemberParallel(config, accelerator) if config.member_parallel else DataParallel(accelerator)
     torch.manual_seed(config.seed)
-    data = build_data(config)
+    data = open_data(config)
     parallel.check_data(data.train, data.validation)
     model = build_model(config, data.num_classes, **parallel.model_settings)
     if prepare_model is not None:
@@ -79,7 +90,7 @@ def train(
         views = None  # a process makes the view of its own part alone
     share = (parallel.share, parallel.shares, accelerator.device)
     train_loader, eval_loader = build_loaders(config, data, data_config, views, *share)
-    task = build_task(config, model, data.num_classes, len(train_loader), **parallel.task_settings)
+    task = make_task(config, model, data.num_classes, len(train_loader), **parallel.task_settings)
     optimizer = build_optimizer(config, task.get_trainable_module())
     updates = -(-len(train_loader) // config.grad_accum_steps)
     schedule, epochs = build_schedule(config, optimizer, updates)

@@ -105,6 +105,8 @@ def data_config_of(config: Config, model: nn.Module) -> dict[str, Any]:
     args = {name: getattr(config, name) for name in wanted if getattr(config, name) is not None}
     with user_errors("resolve the data settings"):
         data_config = resolve_data_config(args, model=model)
+    if config.in_chans is not None:  # timm takes the channels of the weights' own images before those of the model
+        data_config["input_size"] = (config.in_chans, *data_config["input_size"][1:])
     for name in ("mean", "std"):
         if config.in_chans == 1:  # grey images: the colours' mean
             data_config[name] = (sum(data_config[name]) / len(data_config[name]),)

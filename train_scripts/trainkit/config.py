@@ -11,7 +11,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, overload
 
 import yaml
 
@@ -21,6 +21,7 @@ from trainkit.errors import UsageError, check_keys
 __all__ = ["Config", "check_settings", "load_recipe", "parse_config", "parse_pairs", "read_yaml"]
 
 Floats = tuple[float, ...]
+_ABOUT = "Train an image classifier: mixed inputs, divided networks, or plain."
 TASKS = ("classification", "mixmo", "cotraining", "recursivemix", "automix", "manifoldmixup")
 TRACKERS = ("tensorboard", "wandb", "csv")
 _AT_LEAST_ONE = (
@@ -274,16 +275,16 @@ class Config:
         return Path(self.output) / (self.experiment or self.model.replace(":", "_").replace("/", "_"))
 
 
-_TYPES = typing.get_type_hints(Config)
+Settings = TypeVar("Settings", bound=Config)
 
 
-def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe and check every key and type.
+def load_recipe(path: str | Path, kind: type[Config] = Config) -> dict[str, Any]:
+    """Read a recipe and check every key and type against the declaration `kind`.
 
     Raises:
         UsageError: no such file, not a yaml mapping, an unknown key, or a value of the wrong type.
     """
-    return check_settings(f"recipe {path}", read_yaml("recipe", path))
+    return check_settings(f"recipe {path}", read_yaml("recipe", path), kind)
 
 
 def read_yaml(what: str, path: str | Path) -> Any:
@@ -296,28 +297,40 @@ def read_yaml(what: str, path: str | Path) -> Any:
         raise UsageError(f"{what} {path} is not valid yaml: {' '.join(str(error).split())}") from None
 
 
-def check_settings(where: str, content: Any) -> dict[str, Any]:
-    """Settings of a run as the types that Config declares; `where` they stand begins the UsageError."""
+def check_settings(where: str, content: Any, kind: type[Any] = Config) -> dict[str, Any]:
+    """Settings of a run as the types that `kind` declares; `where` they stand begins the UsageError."""
     if not isinstance(content, dict):
         raise UsageError(f"{where} must be a mapping of settings, got {type(content).__name__}")
-    check_keys(where, content, _TYPES, "see train.py --help")
-    return {key: _checked(f"{where}: {key}", value, _TYPES[key]) for key, value in content.items()}
+    types_of = typing.get_type_hints(kind)
+    check_keys(where, content, types_of, "see train.py --help")
+    return {key: _checked(f"{where}: {key}", value, types_of[key]) for key, value in content.items()}
 
 
-def parse_config(argv: Sequence[str] | None = None) -> Config:
+@overload
+def parse_config(argv: Sequence[str] | None = None) -> Config: ...
+
+
+@overload
+def parse_config(argv: Sequence[str] | None, kind: type[Settings], about: str = _ABOUT) -> Settings: ...
+
+
+def parse_config(argv: Sequence[str] | None = None, kind: type[Any] = Config, about: str = _ABOUT) -> Any:
     """Settings from the command line: `--config recipe.yaml`, overridden by flags.
+
+    `kind` declares the settings, `about` opens the help.
 
     Raises:
         UsageError: anything that is wrong with recipe or flags.
     """
-    values = vars(_parser().parse_args(argv))
+    types_of = typing.get_type_hints(kind)
+    values = vars(_parser(kind, about).parse_args(argv))
     recipe = values.pop("config", None)
-    settings = load_recipe(recipe) if recipe else {}
+    settings = load_recipe(recipe, kind) if recipe else {}
     for key, value in values.items():
-        if typing.get_origin(_TYPES[key]) is dict:
+        if typing.get_origin(types_of[key]) is dict:
             value = {**settings.get(key, {}), **parse_pairs(key, value)}
-        settings[key] = _checked(f"--{key.replace('_', '-')}", value, _TYPES[key])
-    return Config(**settings)
+        settings[key] = _checked(f"--{key.replace('_', '-')}", value, types_of[key])
+    return kind(**settings)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -325,16 +338,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        description="Train an image classifier: mixed inputs, divided networks, or plain.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+def _parser(declared: type[Config], description: str) -> argparse.ArgumentParser:
+    parser = _Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("--config", metavar="RECIPE", help="yaml file of settings; flags override it")
-    for spec in dataclasses.fields(Config):
-        kind, flag = _plain(_TYPES[spec.name]), f"--{spec.name.replace('_', '-')}"
-        about = str(spec.metadata.get("help", "")).replace("%", "%%")
+    types_of = typing.get_type_hints(declared)
+    for spec in dataclasses.fields(declared):
+        kind, flag = _plain(types_of[spec.name]), f"--{spec.name.replace('_', '-')}"
+        about = _help_of(spec).replace("%", "%%")
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
         elif typing.get_origin(kind) is dict:
@@ -344,6 +354,15 @@ def _parser() -> argparse.ArgumentParser:
         else:
             parser.add_argument(flag, type=kind, help=about)
     return parser
+
+
+def _help_of(spec: dataclasses.Field) -> str:
+    """What a setting is and its default, where there is one."""
+    about = str(spec.metadata.get("help", ""))
+    if spec.default in (dataclasses.MISSING, None, "") or spec.default is False or "default:" in about:
+        return about
+    values = spec.default if isinstance(spec.default, tuple) else (spec.default,)
+    return f"{about} (default: {' '.join(map(str, values))})".lstrip()
 
 
 def _plain(kind: Any) -> Any:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
+from safetensors import SafetensorError
+
 __all__ = ["Stopped", "UsageError", "check_keys", "run_script", "user_errors"]
 
 _CAUSED_BY_SETTINGS = (
@@ -17,6 +19,7 @@ _CAUSED_BY_SETTINGS = (
     RuntimeError,
     OSError,
     ImportError,
+    SafetensorError,  # a torn file of weights
 )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainkit.config import _pairs, _Parser
+from trainkit.config import parse_pairs, _Parser
 from trainkit.corruptions import family_names
 from trainkit.errors import UsageError
 
@@ -79,7 +79,7 @@ def parse_validate(argv: Sequence[str] | None = None) -> ValidateConfig:
         UsageError: anything that is wrong with the flags.
     """
     values = vars(_parser().parse_args(argv))
-    values["model_kwargs"] = _pairs("model_kwargs", values["model_kwargs"])
+    values["model_kwargs"] = parse_pairs("model_kwargs", values["model_kwargs"])
     values["corruptions"] = tuple(family_names(values["corruptions"]))
     for name in ("mean", "std", "epsilons"):
         values[name] = tuple(values[name]) if values[name] is not None else None
