@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainkit.config import parse_pairs, _Parser
+from trainkit.config import _Parser, parse_pairs
 from trainkit.corruptions import family_names
 from trainkit.errors import UsageError
 
