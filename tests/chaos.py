@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from trainkit import checkpoint, files
+from trainkit import checkpoint, files, rotation
 from trainkit.engine import Trainer
 from trainkit.errors import run_script
 
@@ -100,7 +100,16 @@ def arm(fault: Fault) -> None:
     strike = lambda: os.kill(os.getpid(), fault.signal)  # noqa: E731
     left = fault.count
     if fault.kind == "full disk":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+        write_whole = rotation.write_checkpoint
+
+        def limited(*args: Any) -> None:  # for these files alone: shared memory of the loader's workers counts, too
+            resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+            try:
+                write_whole(*args)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+        rotation.write_checkpoint = limited
     elif fault.kind == "update":
         update = Trainer._update
 
