@@ -10,14 +10,6 @@ from train import main
 from trainkit.engine import Trainer
 
 
-@pytest.fixture(autouse=True)
-def _no_accelerate_state():
-    """accelerate keeps one state per process: leave none to the next test."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """train/ with 36 and val/ with 7 noisy 16x16 images of three classes, each with a channel of its own."""

@@ -5,7 +5,6 @@ from argparse import Namespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from image_files import write_images
 
 from trainkit.bench import loading
@@ -21,14 +20,6 @@ def few(monkeypatch):
     """23 images per epoch, 2 workers."""
     monkeypatch.setattr(loading, "IMAGES", 23)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerate_state():
-    """accelerate keeps one state per process: leave none to the next test."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def test_all_loaders_read_an_epoch_of_the_same_size(few):

@@ -7,7 +7,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from timm.scheduler import CosineLRScheduler, PlateauLRScheduler
 from timm.task import ClassificationTask
 from torch import nn
@@ -15,14 +14,6 @@ from torch import nn
 from trainkit.checkpoint import VERSION, collect, put_back, read_checkpoint, write_checkpoint
 from trainkit.errors import UsageError
 from trainkit.files import write_whole
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerate_state():
-    """accelerate keeps one state per process: leave none to the next test."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 class ClockTask(ClassificationTask):

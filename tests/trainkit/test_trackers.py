@@ -5,21 +5,12 @@ import types
 
 import pytest
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import LoggerType
 
 from trainkit import trackers
 from trainkit.config import Config
 from trainkit.errors import UsageError
 from trainkit.trackers import CsvTracker, figures_of, start_tracker, tracker_of
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerate_state():
-    """accelerate keeps one state per process: leave none to the next test."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def row(epoch, loss):
