@@ -226,6 +226,18 @@ def test_a_resumed_fine_tuning_ends_like_an_uninterrupted_one(place, finetune, m
     assert_equal_tensors(*(loaded(tmp_path / name / "model").state_dict() for name in ("whole", "run")))
 
 
+def test_a_run_resumed_with_other_frozen_stages_is_refused(finetune):
+    finetune("mixmo", "--freeze", "1")
+    with pytest.raises(UsageError, match=r"was made with freeze=1, got freeze=2; resume with the same, or start anew"):
+        finetune("mixmo", "--freeze", "2", "--resume", "auto")
+    finetune("mixmo", "--freeze", "1", "--resume", "auto", "--no-check-images")
+
+
+def test_images_of_a_folder_may_be_held_in_memory(finetune):
+    results = finetune("mixmo", "--device-loader", "--aug", "small")
+    assert results["data"] == {"train_images": 36, "validation_images": 15, "classes": 3}
+
+
 def test_a_name_without_weights_starts_from_random_ones_and_says_so(finetune, tmp_path, capsys):
     results = finetune("plain", *TASKS["classification"], "--img-size", "16")
     assert "wrn16_2 from random weights" in capsys.readouterr().out

@@ -21,7 +21,7 @@ FREE = {
     *("workers", "pin_mem", "data_dir", "dataset_download", "validation_batch_size", "pretrained"),
     *("initial_checkpoint", "grad_checkpointing", "channels_last", "torchcompile", "cpu", "member_parallel"),
     *("output", "experiment", "resume", "log_interval", "export", "tracker", "checkpoint_interval", "checkpoint_hist"),
-    *("deterministic",),
+    *("deterministic", "check_images"),
 }
 ADVICE = "try a lower --lr, --clip-grad 1, a longer --warmup-epochs, or without --amp"
 
@@ -85,7 +85,7 @@ def check_recipe(path: Path, made_with: dict[str, Any], config: Config) -> None:
     given = dataclasses.asdict(config)
     changed = {
         spec.name: (made_with.get(spec.name, _default(spec)), given[spec.name])
-        for spec in dataclasses.fields(Config)
+        for spec in dataclasses.fields(config)
         if spec.name not in FREE and made_with.get(spec.name, _default(spec)) != given[spec.name]
     }
     if not changed:
