@@ -6,10 +6,16 @@ from pathlib import Path
 import pytest
 from recipe_files import ALL, DATA
 
+from trainkit.build import build_model, build_task
 from trainkit.cost import predict_cost, steps_per_epoch
 from trainkit.errors import UsageError
 from trainkit.suites import SUITES, find_suite, load_suite
 
+TASK_OF = {
+    **dict.fromkeys(["mimo_m2_b2", "linear_mixmo_m2_b2", "cut_mixmo_m2_b2", "cut_mixmo_cutmix_m2_b2"], "MixMoTask"),
+    **dict.fromkeys(["splitnet_s2", "splitnet_s4", "deep_ensemble_2"], "CoTrainingTask"),
+    **{"cut_mixmo_m2": "MixMoTask", "recursivemix": "RecursiveMixTask", "automix": "AutoMixTask"},
+}
 PLAIN = "methods: [{name: plain}]\n"
 
 
@@ -142,6 +148,15 @@ def test_the_published_suites_hold_every_recipe_of_their_data(name):
     assert (suite.images, suite.classes) == DATA[name]
     for method in suite.methods:  # an undivided network is compared to nothing
         assert method.baseline is None or not method.name.endswith(("_s1", "_s1_e1800"))
+
+
+@pytest.mark.parametrize("name", ["digits_smoke", "cifar100_h200"])
+def test_the_models_and_tasks_of_our_own_suites_can_be_built(name):
+    suite = load_suite(find_suite(name), seeds=[0], settings={"model_kwargs": {"depth": 10}})
+    for run in suite.runs(Path("output")):
+        model = build_model(run.config, suite.classes)
+        task = build_task(run.config, model, suite.classes, steps_per_epoch=7)
+        assert type(task).__name__ == TASK_OF.get(run.method, "ClassificationTask"), run
 
 
 def test_the_header_of_the_h200_suite_states_its_cost():
