@@ -35,7 +35,7 @@ TO_PIXELS = create_transform("none", {**CONFIG, "mean": (0,) * 3, "std": (1,) * 
 SMALL = {"backbone": "wrn16_2", "depth": 10, "widen_factor": 1, "num_classes": K}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def accelerator():
     return Accelerator(cpu=True)
 
