@@ -46,9 +46,15 @@ def build_backbone(name: str, **kwargs: Any) -> nn.Module:
     """timm.create_model with random weights and a clear error for a name that nobody registered.
 
     Raises:
-        ValueError: an unknown name, or a name with a source such as 'hf-hub:'.
+        ValueError: an unknown name, a name with a source such as 'hf-hub:', or a file for the backbone alone (a config
+            from the Hub could name any file of its reader).
     """
     _known_cfg(name)
+    if kwargs.get("checkpoint_path"):
+        raise ValueError(
+            f"checkpoint_path is of the whole model, not of its backbone; got {kwargs['checkpoint_path']!r}: give "
+            "it to timm.create_model itself"
+        )
     return timm.create_model(name, pretrained=False, **kwargs)
 
 
