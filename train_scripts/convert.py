@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         model = _convert(name, state, {"network": given.network, "head": given.head})
         print(f"3/4 write {target}", flush=True)
         save_pretrained(model, scratch)
+        (scratch / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
         print("4/4 write the card", flush=True)
         facts = SourceFacts(given.source, given.arch, file.name, file_hash(file), license)
         card = str(make_converted_card(scratch, facts)).encode()

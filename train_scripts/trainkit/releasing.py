@@ -34,7 +34,8 @@ _OF_THE_MACHINE = (
     *("output", "experiment", "resume", "data_dir", "dataset_download", "workers", "pin_mem", "cpu", "tracker"),
     *("checkpoint_interval", "checkpoint_hist", "log_interval"),
 )
-_IGNORED_ARGS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate")  # not of the name, and not of the logits
+# not of the name: told by the tag's cfg, without effect on the logits, or compared on its own
+_IGNORED_ARGS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "ensemble")
 _WRAPPERS = {"mixmo": ("members", "m"), "splitnet": ("split", "s")}
 
 
@@ -169,6 +170,7 @@ def write_release(
     with replacing(target) as scratch:
         labels = release.model.pretrained_cfg.get("label_names")  # type: ignore[operator,union-attr]
         save_pretrained(release.model, scratch, label_names=labels, data_config=release.data_config)
+        (scratch / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
         real = {DATA_HERE: str(run.config.data_dir)}
         flags = _data_flags(run.config, folds=hasattr(release.model, "fold"))
         measured = evaluate(["--model", str(scratch), *(real.get(flag, flag) for flag in flags)])
@@ -268,9 +270,9 @@ def _recipe(run: Run, release: Release, command: str) -> str:
     for spec in dataclasses.fields(Config):
         value = getattr(run.config, spec.name)
         default = spec.default if spec.default is not dataclasses.MISSING else spec.default_factory()  # type: ignore[misc]
-        if spec.name not in _OF_THE_MACHINE and value != default:
+        always = spec.name in ("model", "seed")
+        if always or (spec.name not in _OF_THE_MACHINE and value != default):
             given[spec.name] = list(value) if isinstance(value, tuple) else value
-    given["model"] = run.config.model
     given["experiment"] = release.name.replace(".", "_")
     header = f"# What {release.name} was trained with; settings that are not here have train.py's defaults.\n"
     return f"{header}# command: {command}\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}"
