@@ -88,6 +88,8 @@ METHODS: Mapping[str, Method] = {
         arxiv="1806.05236",
     ),
     "classification": Method(
-        title="plain training", tag="baseline", about="Trained with cross-entropy; recipe.yaml says whether with mixing."
+        title="plain training",
+        tag="baseline",
+        about="Trained with cross-entropy; recipe.yaml says what was mixed.",
     ),
 }

@@ -99,9 +99,9 @@ def make_converted_card(folder: str | Path, facts: SourceFacts) -> ModelCard:
         f"`{facts.sha256}`\n- every tensor of the network has its place here and its value is unchanged"
     )
     limits = (
-        "The conversion checks names and shapes. The accuracy of these weights has not been measured, and mean, standard "
-        "deviation and image size in config.json are the architecture's own, not read from the checkpoint: measure them "
-        "with `train_scripts/validate.py` before you rely on them."
+        "The conversion checks names and shapes. The accuracy of these weights has not been measured, and mean, "
+        "standard deviation and image size in config.json are the architecture's own, not read from the checkpoint: "
+        "measure them with `train_scripts/validate.py` before you rely on them."
     )
     licence = f"{facts.license}: conversion changes nothing about the licence of the weights."
     use = _code(f'{_imports(arch)}\n\nmodel = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True)')
@@ -199,8 +199,8 @@ def _about(results: Mapping[str, Any], arch: str, method: Method) -> str:
     folded = ""
     if results["folded_from"]:
         folded = (
-            f" It was `{results['folded_from']}`: the first convolutions are summed, the heads averaged, the logits are "
-            "the ensemble's."
+            f" It was `{results['folded_from']}`: the first convolutions are summed, the heads averaged, the logits "
+            "are the ensemble's."
         )
     return (
         f"`{arch}`, {weights['parameters']:,} parameters, trained with {method.title}{paper} on "
@@ -215,7 +215,7 @@ def _usage(results: Mapping[str, Any], arch: str, repo_id: str) -> str:
     mode = "L" if channels == 1 else "RGB"
     use = [
         "import PIL.Image\nimport torch\n",
-        "transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))  # PIL image -> tensor",
+        "transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))",
         f'x = transform(PIL.Image.new("{mode}", ({width}, {height})))[None]  # your image instead of this black one',
         "with torch.no_grad():",
         f"    logits = model(x)  # [1, {data['classes']}]",
@@ -225,7 +225,7 @@ def _usage(results: Mapping[str, Any], arch: str, repo_id: str) -> str:
     if "folded" in results["figures"]:
         use.append("plain = model.fold()  # one plain network with the same logits")
     hub = f'{_imports(arch)}\n\nmodel = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()'
-    shipped = f'model = timm.create_model("{results["name"]}", pretrained=True).eval()  # the weights come with timm_mix'
+    shipped = f'model = timm.create_model("{results["name"]}", pretrained=True).eval()  # shipped with timm_mix'
     parts = [_code(hub)]
     parts += ["or, without a network,", _code(f"{_imports(arch)}\n\n{shipped}")] if is_declared(results["name"]) else []
     parts += ["and then", _code("\n".join(use))]
@@ -257,8 +257,8 @@ def _figures(results: Mapping[str, Any]) -> str:
     bold = " What `model(x)` returns is in bold." if len(results["figures"]) > 1 else ""
     return (
         f"{data['images']:,} images, split `{data['split']}` of {_data_name(data['name'])}, measured with the float16 "
-        f"weights of this folder in float32.{bold}\n\n{table}\n\nNLL in nats per image; ECE with 15 bins of equal width, "
-        f"0 to 1. results.json holds these and more figures at full length. The line that gives them again:\n\n"
+        f"weights of this folder in float32.{bold}\n\n{table}\n\nNLL in nats per image; ECE with 15 bins of equal "
+        "width, 0 to 1. results.json holds these and more figures at full length. The line that gives them again:\n\n"
         f"```\n{results['reproduce']['command']}\n```"
     )
 

@@ -96,5 +96,6 @@ def _stop(*args):
 
 
 def in_a_process(command, **settings):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parent}{os.pathsep}{SCRIPT.parents[1]}"}
+    path = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, **settings)

@@ -1,4 +1,4 @@
-"""convert.py: official checkpoint in, hub-ready folder out; synthetic checkpoints with the published keys and shapes."""
+"""convert.py: official checkpoint in, hub-ready folder out; synthetic files with the published keys and shapes."""
 
 import json
 import sys
@@ -45,7 +45,10 @@ def _recursivemix():
 
 
 def _openmixup():
-    return {"meta": {"epoch": 800}, "state_dict": _single(read_archs("openmixup")["cifar100_resnet18_automix"]["shapes"])}
+    return {
+        "meta": {"epoch": 800},
+        "state_dict": _single(read_archs("openmixup")["cifar100_resnet18_automix"]["shapes"]),
+    }
 
 
 # source -> (checkpoint, arch, flags, our name, classes, (a key of ours, the official one))
@@ -117,14 +120,17 @@ SPLITNET = ["--source", "splitnet", "--arch", "resnet110", "--members", "2"]
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--source", "mixmo", "--arch", "wideresnet_28_10"], "the licence of weights of source mixmo is not known here"),
+        (
+            ["--source", "mixmo", "--arch", "wideresnet_28_10"],
+            "the licence of weights of source mixmo is not known",
+        ),
         (["--source", "mix", "--arch", "x"], "invalid choice: 'mix'"),
         (["--source", "splitnet", "--arch", "resnet11"], "cannot convert: arch of source 'splitnet' must be one of"),
         ([*SPLITNET[:-1], "3"], "cannot convert: members of resnet110 must be 1 or"),
         ([*SPLITNET[:-1], "1"], "cannot convert: the checkpoint is of another network: .*of another shape"),
         (
             ["--source", "mixmo", "--arch", "wideresnetmixmo_28_10", "--members", "2", "--license", "x"],
-            "cannot convert: the checkpoint is of another network: it has nothing for heads.0.weight; correct the source",
+            "the checkpoint is of another network: it has nothing for heads.0.weight; correct the source",
         ),
         ([*SPLITNET[:-1], "4"], "cannot convert: the checkpoint is of another network: .*missing"),
         ([*SPLITNET, "--head", "mix"], "cannot convert: head must be left out for a checkpoint of source 'splitnet'"),

@@ -4,11 +4,14 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+import weights_check
 from accelerate.state import AcceleratorState, GradientState
 from registry import registered
 from safetensors.torch import load_file
@@ -276,7 +279,7 @@ def test_mistakes_are_one_line_and_leave_nothing(runs, tmp_path, changes, flags,
 def test_a_network_without_a_registered_name_is_refused(runs, tmp_path):
     with pytest.raises(UsageError, match=r"a tag names an architecture as it is registered, .* with depth=10"):
         _release(runs / "deep", tmp_path)
-    with pytest.raises(UsageError, match="--fold is for mixmo models, .* holds wrn16_2"):
+    with pytest.raises(UsageError, match=r"--fold is for mixmo models, .* holds wrn16_2"):
         _release(runs / "deep", tmp_path, "--fold")
     assert list(tmp_path.iterdir()) == []
 
@@ -337,3 +340,24 @@ def test_weights_that_ship_for_digits_give_their_quoted_top1(tmp_path):
         assert flags[:2] == ["--model", folder.name]
         again = _validated(flags, tmp_path / folder.name)
         assert again["figures"][results["prediction"]]["top1"] == results["reproduce"]["top1"]
+
+
+def test_the_check_of_quoted_lines_sees_another_top1(released, tmp_path, monkeypatch, capsys):
+    quoted = results_of(released / MIXMO)["reproduce"]
+    top1 = iter([quoted["top1"], quoted["top1"] + 1e-9])
+
+    def run(command, **kwargs):
+        words = quoted["command"].replace("DATA", "images").split()
+        assert command[1:-1] == words[1:-1]
+        content = {"figures": {"ensemble_logits": {"top1": next(top1)}}}
+        (Path(command[-1]) / "results.json").write_text(json.dumps(content))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(weights_check.subprocess, "run", run)
+    assert [weights_check.check(released / MIXMO, data) for data in (None, "images", "images")] == [False, True, False]
+    needs, same, differs = capsys.readouterr().out.splitlines()
+    assert needs.endswith("needs --data")
+    assert "DIFFERS" not in same
+    assert differs.endswith("DIFFERS")
+    monkeypatch.setattr(weights_check, "WEIGHTS", tmp_path)
+    assert weights_check.main([]) == 1  # no weights, nothing checked

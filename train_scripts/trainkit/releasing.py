@@ -1,4 +1,4 @@
-"""From a finished run of train.py to a folder that ships: float16 weights, and figures measured with these very weights."""
+"""From a finished run of train.py to a folder that ships: float16 weights, and figures measured with these weights."""
 
 import dataclasses
 import json
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 import yaml
 from timm.data import resolve_data_config
 from torch import nn
@@ -79,7 +78,9 @@ def read_run(folder: str | Path) -> Run:
         results = json.loads((folder / "results.json").read_text())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"a release needs the folder of a run, {folder}/results.json cannot be read: {reason}") from None
+        raise UsageError(
+            f"a release needs the folder of a run, {folder}/results.json cannot be read: {reason}"
+        ) from None
     wanted = ("config", "epochs", "seed", "hardware", "versions", "data", "last", "best")
     lacking = [key for key in wanted if not isinstance(results, dict) or key not in results]
     if lacking:
@@ -87,7 +88,9 @@ def read_run(folder: str | Path) -> Run:
     config = Config(**check_settings(f"{folder}/results.json", results["config"]))
     done, total = len(results["epochs"]), results.get("total_epochs", config.epochs)
     if done < total or not (folder / "model" / "config.json").is_file():
-        raise UsageError(f"the run in {folder} must be finished, it has {done} of {total} epochs; --resume auto goes on")
+        raise UsageError(
+            f"the run in {folder} must be finished, it has {done} of {total} epochs; --resume auto goes on"
+        )
     return Run(folder, results, config)
 
 
@@ -267,12 +270,10 @@ def _commit() -> str | None:
 def _recipe(run: Run, release: Release, command: str) -> str:
     """The settings that differ from train.py's defaults, as a recipe that train.py reads."""
     given: dict[str, Any] = {}
-    for spec in dataclasses.fields(Config):
-        value = getattr(run.config, spec.name)
-        default = spec.default if spec.default is not dataclasses.MISSING else spec.default_factory()  # type: ignore[misc]
-        always = spec.name in ("model", "seed")
-        if always or (spec.name not in _OF_THE_MACHINE and value != default):
-            given[spec.name] = list(value) if isinstance(value, tuple) else value
+    defaults = dataclasses.asdict(Config())
+    for name, value in dataclasses.asdict(run.config).items():
+        if name in ("model", "seed") or (name not in _OF_THE_MACHINE and value != defaults[name]):
+            given[name] = list(value) if isinstance(value, tuple) else value
     given["experiment"] = release.name.replace(".", "_")
     header = f"# What {release.name} was trained with; settings that are not here have train.py's defaults.\n"
     return f"{header}# command: {command}\n{yaml.safe_dump(given, sort_keys=False, allow_unicode=True)}"
