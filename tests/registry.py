@@ -18,23 +18,29 @@ DIGITS = [str(digit) for digit in range(10)]
 @contextmanager
 def registered(folder):
     """Only the weights in `folder`; those that ship are back afterwards."""
-    places = {arch: sys.modules[model_entrypoint(arch).__module__].default_cfgs for arch in _pretrained.TAGS}
-    before = {arch: cfgs[arch] for arch, cfgs in places.items()}
-    plain = {arch: timm.models.DefaultCfg(tags=deque([""]), cfgs={"": cfg.cfgs[""]}) for arch, cfg in before.items()}
+    before = {arch: (model_entrypoint(arch), _module(arch).default_cfgs[arch]) for arch in _pretrained.TAGS}
     try:
-        _register(places, plain)
+        for arch, (create, cfg) in before.items():
+            plain = timm.models.DefaultCfg(tags=deque([""]), cfgs={"": cfg.cfgs[""]})
+            _register(arch, getattr(create, "__wrapped__", create), plain)
         _pretrained.register_weights(folder)
         yield
     finally:
-        _register(places, before)
+        for arch, (create, cfg) in before.items():
+            _register(arch, create, cfg)
 
 
-def _register(places, cfgs):
-    for arch, cfg in cfgs.items():
-        places[arch][arch] = cfg
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            register_model(model_entrypoint(arch))
+def _module(arch):
+    return sys.modules[model_entrypoint(arch).__module__]
+
+
+def _register(arch, create, cfg):
+    module = _module(arch)
+    module.default_cfgs[arch] = cfg
+    setattr(module, arch, create)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        register_model(create)
 
 
 def save_weights(folder, name, seed=0, num_classes=10, **data):

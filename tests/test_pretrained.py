@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import runpy
 import shutil
 
@@ -10,9 +11,10 @@ import timm
 import torch
 from registry import DIGITS, registered, save_weights
 
-from timm_mix.models import _pretrained
+from timm_mix.models import _pretrained, wide_resnet_cifar
 
 ARCHS = ["mixmo_wrn16_2_m2", "splitnet_wrn16_4_s2", "wrn16_2"]
+MEAN = (0.125, 0.25, 0.5)
 NAMES = ["mixmo_wrn16_2_m2.digits", "splitnet_wrn16_4_s2.digits", "wrn16_2.mixmo_m2_digits", "wrn16_2.automix_digits"]
 GREY = {"input_size": (1, 24, 24), "mean": (0.5,), "std": (0.25,)}
 
@@ -41,6 +43,10 @@ def digits(folder):
 
 def _cfg(arch):
     return timm.create_model(arch, device="meta").pretrained_cfg
+
+
+def _generic():
+    return timm.create_model("mixmo", backbone="wrn16_2", device="meta").pretrained_cfg
 
 
 def test_tags_with_weights_are_listed_and_no_others(digits):
@@ -105,26 +111,32 @@ def test_weights_for_other_data_leave_the_untagged_architecture_as_it_is(folder,
 
 def test_weights_for_the_architectures_own_data_are_what_pretrained_means(tmp_path):
     with registered(tmp_path):
-        before = _cfg("wrn16_2")
-    second = save_weights(tmp_path, "wrn16_2.recursivemix_cifar100", seed=2, num_classes=100)
+        before, of_mixmo = _cfg("wrn16_2"), _generic()
+    second = save_weights(tmp_path, "wrn16_2.recursivemix_cifar100", seed=2, num_classes=100, mean=MEAN)
     save_weights(tmp_path, "wrn16_2.automix_cifar100", seed=3, num_classes=100)
     save_weights(tmp_path, "wrn16_2.mixmo_m2_digits")
     with registered(tmp_path):
         model = timm.create_model("wrn16_2", pretrained=True)
         assert model.pretrained_cfg["tag"] == "recursivemix_cifar100"  # the first in TAGS that is there
+        assert model.pretrained_cfg["mean"] == MEAN
         assert torch.equal(model.conv1.weight, second["conv1.weight"].float())
-        after = _cfg("wrn16_2")
-        assert {key: after[key] for key in before if key != "label_names"} == before
+        assert timm.models.is_model_pretrained("wrn16_2")
+        assert (_cfg("wrn16_2"), _generic()) == (before, of_mixmo)  # without weights all is as before
         assert timm.list_pretrained("wrn16_2*") == [
             f"wrn16_2.{tag}" for tag in ("automix_cifar100", "mixmo_m2_digits", "recursivemix_cifar100")
         ]
 
 
-def test_weights_with_another_mean_are_no_default(tmp_path):
-    save_weights(tmp_path, "wrn16_2.automix_cifar100", num_classes=100, mean=(0.5, 0.5, 0.5))
+def test_an_entrypoint_with_weights_looks_as_it_did(tmp_path):
+    save_weights(tmp_path, "wrn16_2.automix_cifar100", num_classes=100)
     with registered(tmp_path):
-        assert _cfg("wrn16_2")["mean"] != (0.5, 0.5, 0.5)
-        assert timm.create_model("wrn16_2.automix_cifar100").pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+        create = timm.models.model_entrypoint("wrn16_2")
+        assert create is wide_resnet_cifar.wrn16_2
+        assert (create.__name__, create.__module__) == ("wrn16_2", wide_resnet_cifar.__name__)
+        assert pickle.loads(pickle.dumps(create)) is create
+        assert create.__wrapped__.__doc__ == create.__doc__
+        _pretrained.register_weights(tmp_path)
+        assert not hasattr(timm.models.model_entrypoint("wrn16_2").__wrapped__, "__wrapped__")  # not twice
 
 
 def test_grey_weights_make_a_grey_model(tmp_path):

@@ -96,6 +96,5 @@ def _stop(*args):
 
 
 def in_a_process(command, **settings):
-    path = os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, **settings)

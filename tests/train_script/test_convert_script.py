@@ -1,7 +1,7 @@
 """convert.py: official checkpoint in, hub-ready folder out; synthetic files with the published keys and shapes."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 import timm
@@ -10,12 +10,11 @@ from huggingface_hub import ModelCard
 from official_plain_nets import read_archs
 from official_splitnet_nets import ARCHS, checkpoint, part_shapes, random_state
 from safetensors.torch import load_file
-from script_runs import SCRIPT, in_a_process
 
 import convert
 from timm_mix.card import file_hash
 from timm_mix.convert import official_classes, read_official
-from trainkit.errors import UsageError
+from trainkit.errors import UsageError, run_script
 
 
 def _mixmo(classes=7):
@@ -182,8 +181,8 @@ def test_the_number_of_classes_is_the_checkpoints(official):
         assert official_classes(model, state) == ARCHS["resnet110"]["num_classes"]
 
 
-def test_the_script_ends_with_one_line_and_status_2(tmp_path):
-    script = SCRIPT.with_name("convert.py")
-    done = in_a_process([sys.executable, str(script), "none.pth", *SPLITNET, "--output", str(tmp_path / "hub")])
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: the checkpoint must be a file, none.pth is none; correct the path\n"
+def test_the_script_ends_with_one_line_and_status_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_script(partial(convert.main, ["none.pth", *SPLITNET, "--output", str(tmp_path / "hub")]))
+    assert end.value.code == 2
+    assert capsys.readouterr() == ("", "error: the checkpoint must be a file, none.pth is none; correct the path\n")

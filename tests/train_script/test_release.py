@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import weights_check
 from accelerate.state import AcceleratorState, GradientState
 from registry import registered
 from safetensors.torch import load_file
-from script_runs import NAMES, SCRIPT, VALIDATION, in_a_process, scored
+from script_runs import NAMES, VALIDATION, scored
 from weight_folders import assert_complete, quoted_flags, results_of
 
 import release
@@ -25,7 +25,7 @@ from timm_mix.models._pretrained import TAGS, shipped_folder
 from train import main as train
 from trainkit import releasing
 from trainkit.config import parse_config
-from trainkit.errors import UsageError
+from trainkit.errors import UsageError, run_script
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
@@ -302,13 +302,13 @@ def test_another_ensemble_than_the_architectures_is_refused(runs, tmp_path):
         _release(run, tmp_path / "weights")
 
 
-def test_the_script_ends_with_one_line_and_status_2(tmp_path):
-    script = SCRIPT.with_name("release.py")
-    done = in_a_process([sys.executable, str(script), str(tmp_path / "none"), "--tag", "digits"])
-    assert done.returncode == 2
-    assert done.stdout == ""
-    [line] = done.stderr.splitlines()
-    assert line.startswith("error: a release needs the folder of a run")
+def test_the_script_ends_with_one_line_and_status_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_script(partial(release.main, [str(tmp_path / "none"), "--tag", "digits"]))
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"error: a release needs the folder of a run, .*\n", err)
 
 
 def test_a_run_that_knows_its_commit_keeps_it(runs, tmp_path):

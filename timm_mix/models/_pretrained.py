@@ -11,21 +11,24 @@ import sys
 import warnings
 from collections import deque
 from dataclasses import fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
-from timm.models import DefaultCfg, PretrainedCfg, model_entrypoint, register_model
+from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, model_entrypoint, register_model
+from torch import nn
 
-__all__ = ["ORGANISATION", "TAGS", "hub_id", "is_declared", "register_weights", "shipped_folder"]
+__all__ = ["ORGANISATION", "TAGS", "hub_id", "is_declared", "register_weights", "shipped_folder", "untrained_cfg"]
 
 _logger = logging.getLogger(__name__)
 
 ORGANISATION = os.environ.get("TIMM_MIX_HUB_ORG") or "timm-mix"
 PUBLISHED = False  # True once all of them are on the Hub: then a tag needs its config.json here and nothing more
 
-# arch -> its tags. The first whose data settings are the architecture's own is what pretrained=True means without tag.
+# arch -> its tags. The first with the architecture's own classes and image size is what pretrained=True takes without tag.
 TAGS: Dict[str, List[str]] = {
     "mixmo_wrn16_2_m2": ["cifar100", "digits"],
+    "splitnet_wrn16_2_s2": ["cifar100", "digits"],
     "splitnet_wrn16_4_s2": ["cifar100", "digits"],
     "wrn16_2": [
         *("mixmo_m2_cifar100", "recursivemix_cifar100", "automix_cifar100"),
@@ -35,8 +38,6 @@ TAGS: Dict[str, List[str]] = {
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FIELDS = {field.name for field in fields(PretrainedCfg)}
-# what a model without weights takes from its default cfg, so that it stays as it is whatever weights there are
-_DATA = ("num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 def shipped_folder() -> Path:
@@ -56,8 +57,17 @@ def hub_id(name: str) -> str:
     return f"{ORGANISATION}/{name}"
 
 
+def untrained_cfg(name: str) -> Optional[PretrainedCfg]:
+    """timm's cfg of a name; of an architecture with weights of ours and no tag, the one that it has without them."""
+    cfg = get_pretrained_cfg(name)
+    return replace(_untagged(name), architecture=name) if name in TAGS else cfg
+
+
 def register_weights(folder: Optional[Path] = None) -> None:
     """Register every tag of TAGS whose weights are there.
+
+    A model that is created without weights stays what it is without them, mean and standard deviation included; the
+    default tag counts where pretrained=True stands without a tag, and for what timm says of the name.
 
     From outside the families' files, because those of the backbones also serve where nothing but timm is installed.
     """
@@ -70,20 +80,40 @@ def register_weights(folder: Optional[Path] = None) -> None:
 def _register(arch: str, tagged: Dict[str, PretrainedCfg]) -> None:
     if not tagged:
         return
-    entrypoint = model_entrypoint(arch)
-    module: Any = sys.modules[entrypoint.__module__]
-    plain = module.default_cfgs[arch].cfgs[""]
+    module, plain = _module(arch), _untagged(arch)
     tags = deque(tagged)
-    default = next((tag for tag, cfg in tagged.items() if _same_data(cfg, plain)), None)
+    default = next((tag for tag, cfg in tagged.items() if _same_task(cfg, plain)), None)
     if default is None:
         tags.appendleft("")
     else:
         tags.remove(default)
         tags.appendleft(default)
     module.default_cfgs[arch] = DefaultCfg(tags=tags, cfgs={"": plain, **tagged}, is_pretrained=True)
+    create = model_entrypoint(arch)
+    create = getattr(create, "__wrapped__", create)
+    entrypoint = create if default is None else _untrained_as_before(create)
+    setattr(module, arch, entrypoint)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the registration is overwritten on purpose
         register_model(entrypoint)
+
+
+def _untrained_as_before(create: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    @wraps(create)
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if not pretrained and not kwargs.get("pretrained_cfg"):
+            kwargs["pretrained_cfg"] = untrained_cfg(create.__name__)
+        return create(pretrained, **kwargs)
+
+    return entrypoint
+
+
+def _module(arch: str) -> Any:
+    return sys.modules[model_entrypoint(arch).__module__]
+
+
+def _untagged(arch: str) -> PretrainedCfg:
+    return _module(arch).default_cfgs[arch].cfgs[""]
 
 
 def _cfg(folder: Path, arch: str, tag: str) -> Optional[PretrainedCfg]:
@@ -108,5 +138,5 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _same_data(one: PretrainedCfg, other: PretrainedCfg) -> bool:
-    return all(getattr(one, key) == getattr(other, key) for key in _DATA)
+def _same_task(one: PretrainedCfg, other: PretrainedCfg) -> bool:
+    return (one.num_classes, one.input_size) == (other.num_classes, other.input_size)
