@@ -200,7 +200,7 @@ def _about(results: Mapping[str, Any], arch: str, method: Method) -> str:
     if results["folded_from"]:
         folded = (
             f" It was `{results['folded_from']}`: the first convolutions are summed, the heads averaged, the logits "
-            "are the ensemble's."
+            "are the ensemble's up to float16's rounding."
         )
     return (
         f"`{arch}`, {weights['parameters']:,} parameters, trained with {method.title}{paper} on "
@@ -225,9 +225,10 @@ def _usage(results: Mapping[str, Any], arch: str, repo_id: str) -> str:
     if "folded" in results["figures"]:
         use.append("plain = model.fold()  # one plain network with the same logits")
     hub = f'{_imports(arch)}\n\nmodel = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()'
-    shipped = f'model = timm.create_model("{results["name"]}", pretrained=True).eval()  # shipped with timm_mix'
+    shipped = f'model = timm.create_model("{results["name"]}", pretrained=True).eval()'
     parts = [_code(hub)]
-    parts += ["or, without a network,", _code(f"{_imports(arch)}\n\n{shipped}")] if is_declared(results["name"]) else []
+    if is_declared(results["name"]):
+        parts += ["or, offline, from the installed package,", _code(f"{_imports(arch)}\n\n{shipped}")]
     parts += ["and then", _code("\n".join(use))]
     own = "Without `import timm_mix` timm does not know the architecture. " if _is_ours(arch) else ""
     parts.append(f"{own}`num_classes=`, `in_chans=` and `features_only=True` work as with any timm model.")

@@ -25,14 +25,13 @@ from timm_mix.hub import save_pretrained
 from trainkit.config import _Parser
 from trainkit.errors import UsageError, run_script, user_errors
 from trainkit.files import write_whole
-from trainkit.releasing import replacing
+from trainkit.releasing import forget_origin, replacing
 
 SOURCES = ("mixmo", "splitnet", "recursivemix", "openmixup")
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run what the command line says; returns the folder."""
-    logging.basicConfig(format="  %(message)s", level=logging.WARNING)
     given = _parser().parse_args(argv)
     file, target = Path(given.checkpoint), Path(given.output)
     license = given.license or LICENCES.get(given.source)
@@ -64,8 +63,7 @@ def _convert(name: str, state: Mapping[str, Tensor], choices: Mapping[str, str |
         classes = official_classes(timm.create_model(name, device="meta"), state)
         model: Any = timm.create_model(name, num_classes=classes)
         timm_mix.load_official(model, state, **choices)
-    for key in ("tag", "file", "hf_hub_id", "url", "label_names"):  # of other weights of this architecture
-        model.pretrained_cfg.pop(key, None)
+    forget_origin(model)
     return model
 
 
@@ -83,4 +81,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="  %(message)s")  # what load_official leaves out
     run_script(main)

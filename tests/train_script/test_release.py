@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from script_runs import NAMES, VALIDATION, scored
 from weight_folders import assert_complete, quoted_flags, results_of
 
+import finetune
 import release
 import validate
 from timm_mix.card import make_card
@@ -168,6 +169,18 @@ def test_the_generic_name_becomes_the_registered_one(runs, tmp_path):
     with registered(tmp_path):
         model = timm.create_model("splitnet_wrn16_4_s2.digits", pretrained=True)
         assert (model.num_classes, model.pretrained_cfg["label_names"]) == (3, tuple(NAMES))
+
+
+def test_released_weights_are_fine_tuned_by_their_name(released, images, tmp_path, capsys):
+    data = ["--data-dir", str(images), "--workers", "0", "--batch-size", "12"]
+    flags = ["--model", MIXMO, "--linear-probe", "--epochs", "1", "--cpu", "--output", str(tmp_path)]
+    with registered(released):
+        finetune.main([*data, *flags, "--experiment", "run"])
+        start = timm.create_model(MIXMO, pretrained=True).state_dict()
+    _reset()
+    ended = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).state_dict()
+    changed = {key for key, tensor in ended.items() if not torch.equal(tensor, start[key])}
+    assert changed == {f"heads.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}
 
 
 def _snippets(folder):

@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 ORGANISATION = os.environ.get("TIMM_MIX_HUB_ORG") or "timm-mix"
 PUBLISHED = False  # True once all of them are on the Hub: then a tag needs its config.json here and nothing more
 
-# arch -> its tags. The first with the architecture's own classes and image size is what pretrained=True takes without tag.
+# arch -> its tags. The first with its own classes and image size is what pretrained=True takes without a tag.
 TAGS: Dict[str, List[str]] = {
     "mixmo_wrn16_2_m2": ["cifar100", "digits"],
     "splitnet_wrn16_2_s2": ["cifar100", "digits"],

@@ -24,7 +24,7 @@ from trainkit.config import Config, check_settings
 from trainkit.errors import UsageError, user_errors
 from trainkit.files import write_json, write_whole
 
-__all__ = ["Release", "Run", "read_run", "replacing", "take_model", "write_release"]
+__all__ = ["Release", "Run", "forget_origin", "read_run", "replacing", "take_model", "write_release"]
 
 DATA_HERE = "DATA"  # stands for the folder of the images in the commands of results.json
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,10 @@ _OF_THE_MACHINE = (
 )
 # not of the name: told by the tag's cfg, without effect on the logits, or compared on its own
 _IGNORED_ARGS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "ensemble")
+_OF_OTHER_WEIGHTS = (
+    *("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes"),
+    *("label_names", "label_descriptions"),
+)
 _WRAPPERS = {"mixmo": ("members", "m"), "splitnet": ("split", "s")}
 
 
@@ -57,6 +61,7 @@ class Release:
 
     name: str
     model: nn.Module
+    labels: list[str] | None
     folded_from: str | None
     data_config: dict[str, Any]
     data_name: str
@@ -126,7 +131,8 @@ def take_model(run: Run, tag: str, *, fold: bool, license: str | None, data_name
     data_config = resolve_data_config({}, model=model)
     license = license or "apache-2.0"
     named = _as_registered(model, arch, data_config, license)
-    return Release(f"{arch}.{tag}", named, folded_from, data_config, name, license)
+    labels = model.pretrained_cfg.get("label_names")
+    return Release(f"{arch}.{tag}", named, labels and list(labels), folded_from, data_config, name, license)
 
 
 def _architecture(model: Any) -> str:
@@ -156,10 +162,15 @@ def _as_registered(model: Any, arch: str, data_config: dict[str, Any], license: 
     for key, tensor in named.state_dict().items():
         if not tensor.isfinite().all():
             raise UsageError(f"the weights must fit into float16, {key} does not")
-    named.pretrained_cfg.update({"label_names": model.pretrained_cfg.get("label_names"), "license": license})
-    for key in ("tag", "file", "hf_hub_id"):  # of other weights of this architecture
-        named.pretrained_cfg.pop(key, None)
+    forget_origin(named)
+    named.pretrained_cfg["license"] = license
     return named
+
+
+def forget_origin(model: Any) -> None:
+    """Take out of a model's cfg what it says of the weights that its architecture has elsewhere."""
+    for key in _OF_OTHER_WEIGHTS:
+        model.pretrained_cfg.pop(key, None)
 
 
 def write_release(
@@ -171,8 +182,7 @@ def write_release(
         evaluate: validate.py's main without --output: flags -> the content of its results.json.
     """
     with replacing(target) as scratch:
-        labels = release.model.pretrained_cfg.get("label_names")  # type: ignore[operator,union-attr]
-        save_pretrained(release.model, scratch, label_names=labels, data_config=release.data_config)
+        save_pretrained(release.model, scratch, label_names=release.labels, data_config=release.data_config)
         (scratch / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
         real = {DATA_HERE: str(run.config.data_dir)}
         flags = _data_flags(run.config, folds=hasattr(release.model, "fold"))
@@ -298,7 +308,7 @@ def replacing(target: Path) -> Iterator[Path]:
                 target.rename(outer / "old")
             try:
                 (outer / "new").rename(target)
-            except OSError:
+            except BaseException:
                 if (outer / "old").exists():
                     (outer / "old").rename(target)
                 raise
