@@ -67,10 +67,6 @@ class Release:
     data_name: str
     license: str
 
-    @property
-    def architecture(self) -> str:
-        return self.name.partition(".")[0]
-
 
 def read_run(folder: str | Path) -> Run:
     """Open the folder of a run.
