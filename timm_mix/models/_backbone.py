@@ -6,8 +6,9 @@ from typing import Any, Dict, List, Tuple, Union
 import timm
 import torch
 from timm.layers import Conv2dSame, PatchEmbed
-from timm.models import get_pretrained_cfg
 from torch import nn
+
+from timm_mix.models._pretrained import untrained_cfg
 
 __all__ = [
     "Parts",
@@ -147,7 +148,7 @@ def _known_cfg(name: Any) -> Any:
     if not isinstance(name, str) or not timm.is_model(name.split(".")[0]):
         raise error
     try:
-        return get_pretrained_cfg(name)
+        return untrained_cfg(name)
     except RuntimeError:  # the architecture is known, its tag is not
         raise error from None
 
