@@ -133,8 +133,8 @@ class Remote:
             done: the URL, where a commit whose answer was lost has worked after all.
         """
 
-        def call() -> Any:
-            return self._api.create_commit(
+        def call() -> str:
+            info = self._api.create_commit(
                 self.repo_id,
                 operations,
                 commit_message=message,
@@ -142,20 +142,18 @@ class Remote:
                 create_pr=self.create_pr,
                 parent_commit=parent,
             )
+            if self.create_pr:
+                return str(info.pr_url)
+            return "" if info.oid == parent else str(info.commit_url)
 
         with self._doing("committing"):
             try:
-                info = with_retries(call, done)
+                return with_retries(call, done) or None
             except Exception as error:
                 found = done()  # the very last answer may have been lost, or come from a proxy that asked twice
                 if found is None:
                     raise error
                 return found
-        if isinstance(info, str):
-            return info
-        if self.create_pr:
-            return str(info.pr_url)
-        return None if info.oid == parent else str(info.commit_url)
 
     def pull_requests(self, title: str) -> list[PullRequest]:
         """Those of this title that are not closed."""
