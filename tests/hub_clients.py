@@ -71,7 +71,7 @@ class Reply:
     """How a case ended.
 
     value: its variable `result`, through JSON.  error: 'Type: message' of the exception that ended it, or None.
-    status: what it gave to sys.exit, 0 without; None where it was killed.  sleeps: the waits that were skipped, seconds.
+    status: what it gave to sys.exit, 0 without; None where it was killed.  sleeps: the waits skipped, seconds.
     """
 
     value: Any = None
