@@ -8,9 +8,9 @@ result = dataclasses.asdict(push_to_hub(folder, repo_id, **{"license": "mit", **
 """
 
 
-def push(client, folder, repo_id, *, env=None, **settings):
+def push(client, folder, repo_id, *, env=None, timeout=60, **settings):
     """The Reply of a client that pushes; its value is the PushResult as a dict."""
-    return client.run(PUSH, env=env, folder=str(folder), repo_id=repo_id, settings=settings)
+    return client.run(PUSH, env=env, timeout=timeout, folder=str(folder), repo_id=repo_id, settings=settings)
 
 
 def assert_whole(repo):
