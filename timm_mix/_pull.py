@@ -17,12 +17,18 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from timm_mix._hub_errors import HubError, hub_errors, is_temporary, with_retries
+from timm_mix._hub_errors import HubError, hub_errors, with_retries
 from timm_mix.version import __version__
 
 __all__ = ["fetch", "load_pretrained", "local_name"]
@@ -102,7 +108,13 @@ def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
     """The file in the cache, None where another size came than was announced."""
 
     def call() -> str:
-        return hf_hub_download(filename=filename, library_name="timm_mix", library_version=__version__, **where)
+        try:
+            return hf_hub_download(filename=filename, library_name="timm_mix", library_version=__version__, **where)
+        except HTTPError as error:
+            if _was_repeated(error):
+                with hub_errors(f"get {filename} of {where['repo_id']}"):
+                    raise
+            raise
 
     try:
         return Path(with_retries(call))
@@ -116,11 +128,20 @@ def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
         raise HubError(
             f"wanted org/name or org/name@revision, or a folder that exists, got {where['repo_id']!r}"
         ) from None
+    except LocalEntryNotFoundError as error:  # a long text around what really happened
+        raise error.__cause__ or error from None
     except OSError as error:
         # huggingface_hub raises a bare OSError for a wrong size only
-        if type(error) is OSError and error.errno is None and not is_temporary(error):
+        if type(error) is OSError and error.errno is None:
             return None
         raise
+
+
+def _was_repeated(error: HTTPError) -> bool:
+    """Whether hf_hub_download has tried again by itself: it does not after 5xx and a reset in the middle of a file."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 429)
+    return type(error).__name__ != "ReadError"
 
 
 def _is_as_announced(path: Path) -> bool:
