@@ -213,6 +213,7 @@ def _serve(imports):
         print(child, file=channel, flush=True)
         os.waitpid(child, 0)
         print("done", file=channel, flush=True)
+    os._exit(0)  # torch takes a second to say goodbye
 
 
 def _case(case, sleeps):

@@ -20,7 +20,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
     LocalEntryNotFoundError,
     RemoteEntryNotFoundError,
 )
@@ -110,8 +109,8 @@ def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
     def call() -> str:
         try:
             return hf_hub_download(filename=filename, library_name="timm_mix", library_version=__version__, **where)
-        except HTTPError as error:
-            if _was_repeated(error):
+        except HfHubHTTPError as error:
+            if error.response.status_code in (408, 429):  # the library has waited for these already
                 with hub_errors(f"get {filename} of {where['repo_id']}"):
                     raise
             raise
@@ -135,13 +134,6 @@ def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
         if type(error) is OSError and error.errno is None:
             return None
         raise
-
-
-def _was_repeated(error: HTTPError) -> bool:
-    """Whether hf_hub_download has tried again by itself: it does not after 5xx and a reset in the middle of a file."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (408, 429)
-    return type(error).__name__ != "ReadError"
 
 
 def _is_as_announced(path: Path) -> bool:
