@@ -13,7 +13,7 @@ from hub_clients import Client, run_client
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from loopback_hub import Fault, LoopbackHub
 from loopback_hub.front_matter import check_card, read_front_matter
-from loopback_hub.store import Blob, git_sha1
+from loopback_hub.store import Blob, git_sha1, tree_sha1
 from loopback_hub.wire import RefusalError
 
 CARD = b"---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- timm\n- mixmo\n---\n# m\n"
@@ -258,10 +258,11 @@ result.append([open(api.hf_hub_download("alice/m", "a", revision=r)).read() for 
         ("api.create_repo('timm-mix/new', private=True)", "token-alice", None),
         ("api.create_repo('alice/m')", "token-alice", "HfHubHTTPError.*already created"),
         ("assert api.create_repo('alice/m', exist_ok=True).repo_id == 'alice/m'", "token-alice", None),
+        ("api.upload_file(path_or_fileobj=b'1', path_in_repo='b', repo_id='alice/m')", "token-alice", None),
         (
-            UPLOAD_ONE := "api.upload_file(path_or_fileobj=b'1', path_in_repo='b', repo_id='alice/m'",
-            "token-alice",
-            None,
+            "api.upload_file(path_or_fileobj=b'1', path_in_repo='b', repo_id='alice/m')",
+            "token-bob",
+            "HTTPError.*rights",
         ),
         ("api.delete_repo('alice/m')", "token-bob", "HfHubHTTPError.*rights"),
     ],
@@ -393,8 +394,12 @@ def test_the_client_names_what_is_wrong_with_a_card(plain):
 
 
 def test_hashes_are_those_of_git():
+    """By `echo hello > FILE` for each of the names, `git add -A; git hash-object a0; git write-tree`."""
     assert git_sha1("blob", b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-    assert Blob.regular(b"hello\n").oid == "ce013625030ba8dba906f756967f9e9ca394464a"
+    hello = Blob.regular(b"hello\n").oid
+    assert hello == "ce013625030ba8dba906f756967f9e9ca394464a"
+    tree = dict.fromkeys(("a/b", "a.txt", "a0", "d/e/f"), hello)
+    assert tree_sha1(tree) == "dc1335af6f3147828daab3476eeadc5b79b67330"
 
 
 # -- faults
