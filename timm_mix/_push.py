@@ -159,7 +159,10 @@ def _send(release: Release, remote: Remote, head: Head, files: tuple[PushedFile,
     def done() -> str | None:
         if remote.create_pr:
             return _pull_request(release, remote, message)
-        now = remote.look(remote.revision)
+        try:
+            now = remote.look(remote.revision)
+        except HubError:  # another try cannot harm: on a head that has moved the Hub takes no commit
+            return None
         arrived = now is not None and now.sha != head.sha and _is_same(release, now)
         return f"{remote.url}/commit/{now.sha}" if now is not None and arrived else None
 

@@ -121,10 +121,21 @@ def _network(folder: Path) -> tuple[str, Any]:
         raise ValueError(f"{folder / CONFIG} names the architecture {architecture!r}, which timm and timm_mix lack")
     try:
         with torch.device("meta"):
-            return architecture, timm.create_model(f"local-dir:{folder}", pretrained=False)
+            model = timm.create_model(f"local-dir:{folder}", pretrained=False)
     except Exception as error:  # whatever a constructor makes of wrong arguments
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder / CONFIG} does not build {architecture}: {reason}") from error
+    # where these differ timm loads the weights without the classifier, and says so to nobody
+    cfg, classes = model.pretrained_cfg, model.num_classes
+    if cfg["num_classes"] != classes:
+        wrong = f"num_classes is {cfg['num_classes']}"
+    elif cfg.get("label_names") and len(cfg["label_names"]) != classes:
+        wrong = f"{len(cfg['label_names'])} label_names"
+    else:
+        return architecture, model
+    raise ValueError(
+        f"{folder / CONFIG} contradicts itself: {wrong}, and the network has {classes} classes; save the model again"
+    )
 
 
 def _check_weights(path: Path, model: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants, get_session
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from timm_mix._hub_errors import hub_errors, is_temporary, with_retries
@@ -62,6 +62,8 @@ class Remote:
         with self._doing("looking at it"):
             try:
                 found = with_retries(info)
+            except GatedRepoError:  # a kind of RepositoryNotFoundError, but it is there
+                raise
             except RepositoryNotFoundError:
                 return None
             except RevisionNotFoundError:

@@ -4,7 +4,7 @@ import time
 
 from loopback_hub.api import REPO_NAME, Api, route
 from loopback_hub.front_matter import check_card, read_front_matter
-from loopback_hub.store import Commit, Repo
+from loopback_hub.store import Commit, PullRequest, Repo
 from loopback_hub.wire import RefusalError, Request, Response, as_json
 
 __all__: list[str] = []
@@ -185,13 +185,25 @@ def open_discussion(api: Api, request: Request, repo_id: str) -> Response:
     return as_json({"num": opened.number, "url": f"{api.url}/{repo_id}/discussions/{opened.number}"})
 
 
+@route("GET", "/api/models/{repo}/discussions")
+def discussions(api: Api, request: Request, repo_id: str) -> Response:
+    """All of them are pull requests, on one page, the newest first."""
+    repo = api.readable(request, repo_id)
+    found = [_discussion(repo, pr) for pr in reversed(repo.pull_requests)]
+    return as_json({"discussions": found, "count": len(found), "start": 0})
+
+
 @route("GET", r"/api/models/{repo}/discussions/(\d+)")
 def discussion(api: Api, request: Request, repo_id: str, number: str) -> Response:
     repo = api.readable(request, repo_id)
     found = repo.pull_request_of(f"refs/pr/{number}")
     if found is None:
         raise RefusalError(404, f"no discussion {number}")
-    answer = {
+    return as_json(_discussion(repo, found))
+
+
+def _discussion(repo: Repo, found: PullRequest) -> dict:
+    return {
         "num": found.number,
         "title": found.title,
         "author": {"name": found.author},
@@ -200,7 +212,6 @@ def discussion(api: Api, request: Request, repo_id: str, number: str) -> Respons
         "isPullRequest": True,
         "changes": {"base": "refs/heads/main"},
         "filesWithConflicts": [],
-        "repo": {"name": repo_id, "type": "model"},
+        "repo": {"name": repo.id, "type": "model"},
         "events": [],
     }
-    return as_json(answer)

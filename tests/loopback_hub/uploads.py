@@ -23,7 +23,8 @@ def _target(api: Api, request: Request, repo_id: str, revision: str) -> Repo:
     proposed = repo.pull_request_of(revision)
     own = proposed is not None and proposed.author == api.user(request)
     api.writable(request, repo_id, pull_request=create_pr or own)
-    repo.at(revision)
+    # for a pull request huggingface_hub asks for Xet's token without knowing a revision
+    repo.at("main" if create_pr and revision == "None" else revision)
     return repo
 
 
