@@ -89,7 +89,7 @@ def fetch(source: str | Path, *, token: str | None = None, cache_dir: str | Path
 
 
 def _download(filename: str, where: dict[str, Any]) -> Path:
-    with hub_errors(f"get {filename} of {where['repo_id']}"):
+    with hub_errors(f"get {filename} of {where['repo_id']}", reading=True):
         for _ in range(2):
             path = _try_download(filename, where)
             if path is not None and _is_as_announced(path):
@@ -111,7 +111,7 @@ def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
             return hf_hub_download(filename=filename, library_name="timm_mix", library_version=__version__, **where)
         except HfHubHTTPError as error:
             if error.response.status_code in (408, 429):  # the library has waited for these already
-                with hub_errors(f"get {filename} of {where['repo_id']}"):
+                with hub_errors(f"get {filename} of {where['repo_id']}", reading=True):
                     raise
             raise
 
