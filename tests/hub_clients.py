@@ -42,7 +42,7 @@ def client_environment(hub, *, token, xet, home, env=None):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    settings |= {"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    settings |= {"HF_TOKEN": token} if token else {}
     settings |= {} if xet else {"HF_HUB_DISABLE_XET": "1"}
     return {**kept, **settings, **(env or {})}
 
@@ -213,6 +213,7 @@ def _serve(imports):
         print(child, file=channel, flush=True)
         os.waitpid(child, 0)
         print("done", file=channel, flush=True)
+    os._exit(0)  # torch takes a second to say goodbye
 
 
 def _case(case, sleeps):

@@ -43,6 +43,11 @@ _ADVICE = {
     422: "it cannot take this content; correct what it names",
     429: "too many requests; wait some minutes and run the same command again",
 }
+_ADVICE_OF_READING = {
+    **_ADVICE,
+    401: "look at the name; for a private model log in with `hf auth login` or set HF_TOKEN to a valid token",
+    403: "this token may not read it; ask for access on the model's page, or take another token",
+}
 _LATER = "the Hub is in trouble; run the same command again later"
 
 
@@ -51,8 +56,11 @@ class HubError(RuntimeError):
 
 
 @contextmanager
-def hub_errors(wanted: str) -> Iterator[None]:
+def hub_errors(wanted: str, *, reading: bool = False) -> Iterator[None]:
     """Turn what huggingface_hub raises into a HubError: "cannot <wanted>: <what the Hub said>; <what to do>".
+
+    Args:
+        reading: nothing was to be written; a download begins anew, and needs no right to write.
 
     Xet raises ConnectionError and RuntimeError, the client HTTPError, ValueError (LFS errors, answers that are no JSON)
     and KeyError (answers without what they must hold).
@@ -62,7 +70,7 @@ def hub_errors(wanted: str) -> Iterator[None]:
     except HubError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise HubError(f"cannot {wanted}: {_said(error)}") from error
+        raise HubError(f"cannot {wanted}: {_said(error, reading)}") from error
 
 
 def with_retries(call: Callable[[], _T], done: Callable[[], _T | None] = lambda: None) -> _T:
@@ -117,11 +125,11 @@ def _asked_wait(error: Exception) -> float:
     return max(0.0, (date.replace(tzinfo=date.tzinfo or timezone.utc) - datetime.now(timezone.utc)).total_seconds() + 1)
 
 
-def _said(error: Any) -> str:
+def _said(error: Any, reading: bool) -> str:
     if isinstance(error, HfHubHTTPError):
-        return _refusal(error)
+        return _refusal(error, reading)
     if isinstance(error.__cause__, HfHubHTTPError):  # LFS uploads wrap it
-        return f"{_one_line(error)} {_refusal(error.__cause__)}"
+        return f"{_one_line(error)} {_refusal(error.__cause__, reading)}"
     if isinstance(error, OfflineModeIsEnabled):
         return "offline mode is on; unset HF_HUB_OFFLINE"
     if isinstance(error, LocalTokenNotFoundError):
@@ -135,11 +143,12 @@ def _said(error: Any) -> str:
     if type(error).__name__ in _NEVER_SENT:
         return f"{_one_line(error)}; look at HF_ENDPOINT and at the token"
     if isinstance(error, (HTTPError, ConnectionError)):
-        return f"the connection failed ({_one_line(error)}); run the same command again, it goes on where it stopped"
+        goes_on = "" if reading else ", it goes on where it stopped"
+        return f"the connection failed ({_one_line(error)}); run the same command again{goes_on}"
     return _one_line(error)
 
 
-def _refusal(error: HfHubHTTPError) -> str:
+def _refusal(error: HfHubHTTPError, reading: bool) -> str:
     status = error.response.status_code
     message = " ".join((error.server_message or "").split())[:300]
     if not message and not error.response.reason_phrase:
@@ -149,7 +158,8 @@ def _refusal(error: HfHubHTTPError) -> str:
     asked = _asked_wait(error)
     if status == 429 and asked:
         return f"{said}{request}; wait {asked:.0f} seconds and run the same command again"
-    return f"{said}{request}; {_ADVICE.get(status, _LATER if status >= 500 else 'see what it says')}"
+    advice = _ADVICE_OF_READING if reading else _ADVICE
+    return f"{said}{request}; {advice.get(status, _LATER if status >= 500 else 'see what it says')}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -131,7 +131,6 @@ def _message(release: Release, wish: Wish) -> str:
 def _open(release: Release, remote: Remote, wish: Wish) -> Head:
     """The head to commit on, after making the repository and the branch where they are missing."""
     main = remote.look()
-    made = main is None
     try:
         if main is None:
             remote.check_card(release.card)
@@ -146,12 +145,13 @@ def _open(release: Release, remote: Remote, wish: Wish) -> Head:
                 f"cannot push to {remote.repo_id} as a private repository: it is public; make it private in its "
                 "settings, or choose another name"
             )
-        if remote.revision is None or (made and remote.revision == "main"):
+        if remote.revision in (None, "main"):
             return main
-        head = remote.look(remote.revision)
+        branch = str(remote.revision)
+        head = remote.look(branch)
         if head is None:
-            remote.create_branch(remote.revision)
-            head = remote.look(remote.revision)
+            remote.create_branch(branch)
+            head = remote.look(branch)
     except HubError as error:
         raise _with_state(error, remote.repo_id, main) from error
     if head is None:

@@ -15,10 +15,21 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from timm_mix._hub_errors import HubError
+from timm_mix._pull import fetch, load_pretrained, local_name
 from timm_mix._push import PushedFile, PushResult, Wish, check_wish, full_repo_id, push_release
 from timm_mix._release import read_release
 
-__all__ = ["HubError", "PushResult", "PushedFile", "is_model_folder", "push_to_hub", "save_pretrained"]
+__all__ = [
+    "HubError",
+    "PushResult",
+    "PushedFile",
+    "fetch",
+    "is_model_folder",
+    "load_pretrained",
+    "local_name",
+    "push_to_hub",
+    "save_pretrained",
+]
 
 
 def save_pretrained(

@@ -10,6 +10,8 @@ from loopback_hub.wire import Response
 
 __all__ = ["Fault"]
 
+OTHER_BYTES = bytes(byte ^ 0x5A for byte in range(256))
+
 
 @dataclass(frozen=True, eq=False)
 class Fault:
@@ -29,7 +31,7 @@ class Fault:
         lose_response: the request is handled, and the connection is closed without an answer.
         abrupt: cut connections end with a reset instead of an orderly end.
         delay: seconds to wait before answering (short ones: the server has one thread per connection).
-        wrong_bytes: the body keeps its length, and its last byte is another one.
+        wrong_bytes: the body keeps its length, and its second half is other bytes.
         wrong_size: HEAD tells one byte more than there are; GET sends a whole answer that is one byte short.
         drop_headers: headers to leave out.
         kill: call `hub.on_kill()` before the request is handled (with lose_response: after it), then close.
@@ -83,7 +85,8 @@ class Fault:
         headers = {**response.headers, **self._error_headers(), **self.headers}
         body = response.body if self.body is None else self._body()
         if self.wrong_bytes and body:
-            body = body[:-1] + bytes([body[-1] ^ 0x5A])
+            half = len(body) // 2
+            body = body[:half] + body[half:].translate(OTHER_BYTES)
         if self.wrong_size and method == "HEAD":
             for name in ("X-Linked-Size", "Content-Length"):
                 if name in headers or name == "Content-Length":

@@ -16,6 +16,7 @@ TEXTS = ("library_name", "pipeline_tag", "license_name", "license_link")
 LISTS = ("tags", "datasets", "metrics", "language", "base_model", "license")
 BLOCK = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 KEY = re.compile(r"""^("[^"]*"|'[^']*'|[^\s#'"\[{&*!|>%@`-][^#]*?|-[^\s:]+)\s*:(?:\s+(.*)|)$""")
+QUOTED = re.compile(r"""(?:"((?:[^"\\]|\\.)*)"|'((?:[^']|'')*)')(?:\s+\#.*)?""")
 
 
 def check_card(text: str) -> tuple[list[str], list[str]]:
@@ -155,7 +156,7 @@ class _Reader:
 def _scalar(text: str) -> Any:
     text = text.strip()
     if text[:1] in "\"'":
-        closed = re.fullmatch(r'"((?:[^"\\]|\\.)*)"|' r"'((?:[^']|'')*)'", re.sub(r"\s+#.*$", "", text))
+        closed = QUOTED.fullmatch(text)
         if not closed:
             raise ValueError(f"a quote that is not closed: {text!r}")
         return closed[1].replace('\\"', '"') if closed[1] is not None else closed[2].replace("''", "'")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from loopback_hub.wire import RefusalError
 
-__all__ = ["GITATTRIBUTES", "Blob", "Commit", "PullRequest", "Repo", "git_sha1"]
+__all__ = ["GITATTRIBUTES", "Blob", "Commit", "PullRequest", "Repo", "git_sha1", "tree_sha1"]
 
 # what the Hub puts into a new model repository, in short
 GITATTRIBUTES = "".join(
@@ -95,7 +95,7 @@ class PullRequest:
     ref: str
 
 
-def _tree_sha1(files: Mapping[str, str]) -> str:
+def tree_sha1(files: Mapping[str, str]) -> str:
     """git's hash of a tree: {path: blob oid}."""
     entries: dict[str, tuple[str, str]] = {}
     below: dict[str, dict[str, str]] = {}
@@ -106,7 +106,7 @@ def _tree_sha1(files: Mapping[str, str]) -> str:
         else:
             entries[name] = ("100644", oid)
     for name, part in below.items():
-        entries[name] = ("40000", _tree_sha1(part))
+        entries[name] = ("40000", tree_sha1(part))
     # git sorts folders as if their names ended in a slash
     order = sorted(entries, key=lambda name: name + "/" if entries[name][0] == "40000" else name)
     body = b"".join(f"{entries[name][0]} {name}\0".encode() + bytes.fromhex(entries[name][1]) for name in order)
@@ -186,7 +186,7 @@ class Repo:
         files = dict(sorted(files.items()))
         time = self._clock()
         who = f"{author} <{author}@users.noreply.hub> {time} +0000"
-        lines = [f"tree {_tree_sha1({path: blob.oid for path, blob in files.items()})}"]
+        lines = [f"tree {tree_sha1({path: blob.oid for path, blob in files.items()})}"]
         lines += [f"parent {parent.sha}"] if parent else []
         text = "\n".join([*lines, f"author {who}", f"committer {who}", "", message])
         made = Commit(git_sha1("commit", text.encode()), parent and parent.sha, message, author, time, files)
