@@ -1,5 +1,6 @@
 """Models come from the Hub: as they were pushed, through faults, and without leaving anything wrong in the cache."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -323,6 +324,19 @@ def test_wrong_bytes_that_are_in_the_cache_already_are_fetched_again(load, publi
     assert load("alice/members", loader="timm").ok().value == published["members"].logits
 
 
+def test_a_mirror_may_have_its_own_tags(hub, load, published):
+    """And a cache without links has none at all."""
+    files = published["members"].files
+    sha1 = hashlib.sha1(files["config.json"]).hexdigest()
+    for tag in (sha1, "v1-of-this-mirror"):
+        hub.commit("alice/mirror", {**files, "note": tag.encode()})  # a new commit is not in the cache yet
+        mirror = Fault(**CONFIG_HEAD, when="always", headers={"ETag": f'"{tag}"'})
+        assert load("alice/mirror", faults=[mirror]).ok().value == published["members"].logits
+    lie = Fault(**CONFIG_HEAD, when="always", headers={"ETag": f'"{sha1[::-1]}"'})
+    hub.commit("alice/mirror", {**files, "note": b"another"})
+    check_error(load("alice/mirror", faults=[lie]), NOT_AS_ANNOUNCED)
+
+
 def test_config_and_weights_are_of_one_commit_whatever_is_pushed_in_between(hub, client, load, published):
     hub.commit("alice/busy", published["members"].files)
     grown = {"config.json": published["members"].files["config.json"].replace(b'"members": 2', b'"members": 3')}
@@ -336,6 +350,24 @@ def test_config_and_weights_are_of_one_commit_whatever_is_pushed_in_between(hub,
 
 
 # -- names and folders
+
+
+@pytest.mark.hub_matrix
+def test_the_scripts_build_a_checked_model_from_a_hub_id(hub, client, published):
+    code = f"""
+import torch
+from trainkit.build import build_model
+from trainkit.config import Config
+settings = Config(model="hf-hub:alice/folded", pretrained=True)
+assert list(build_model(settings, None, device="meta").state_dict()) == list(build_model(settings, None).state_dict())
+with torch.no_grad():
+    result = build_model(settings, None).eval()({IMAGES}).tolist()
+"""
+    hub.faults = [Fault(**WEIGHTS_GET, wrong_bytes=True)]  # which timm would not see
+    try:
+        assert client.run(code).ok().value == published["folded"].logits
+    finally:
+        hub.faults = []
 
 
 def test_a_saved_folder_is_checked_and_loaded_too(published, tmp_path):
