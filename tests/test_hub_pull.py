@@ -23,7 +23,7 @@ LOAD = f"""
 import timm, torch
 from huggingface_hub import constants
 from timm_mix.hub import load_pretrained
-constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = not xet, offline
+constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_SYMLINKS = not xet, offline, not links
 if limit:
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -78,11 +78,11 @@ def client(hub, tmp_path_factory):
 def load(hub, client, tmp_path):
     """load(name, ...) -> Reply with the logits, through one cache; faults are gone afterwards."""
 
-    def load(name, *, faults=(), loader="ours", xet=False, offline=False, limit=0, env=None, **more):
+    def load(name, *, faults=(), loader="ours", xet=False, offline=False, links=True, limit=0, env=None, **more):
         hub.faults = faults
         try:
             cache = str(tmp_path / "cache")
-            settings = {"xet": xet, "offline": offline, "limit": limit, "loader": LOADERS[loader]}
+            settings = {"xet": xet, "offline": offline, "links": links, "limit": limit, "loader": LOADERS[loader]}
             return client.run(LOAD, name=name, cache=cache, more=more, env=env, **settings)
         finally:
             hub.faults = []
@@ -325,7 +325,6 @@ def test_wrong_bytes_that_are_in_the_cache_already_are_fetched_again(load, publi
 
 
 def test_a_mirror_may_have_its_own_tags(hub, load, published):
-    """And a cache without links has none at all."""
     files = published["members"].files
     sha1 = hashlib.sha1(files["config.json"]).hexdigest()
     for tag in (sha1, "v1-of-this-mirror"):
@@ -335,6 +334,12 @@ def test_a_mirror_may_have_its_own_tags(hub, load, published):
     lie = Fault(**CONFIG_HEAD, when="always", headers={"ETag": f'"{sha1[::-1]}"'})
     hub.commit("alice/mirror", {**files, "note": b"another"})
     check_error(load("alice/mirror", faults=[lie]), NOT_AS_ANNOUNCED)
+
+
+def test_a_cache_without_links_works_as_well(load, published, tmp_path):
+    for _ in range(2):
+        assert load("alice/members", links=False).ok().value == published["members"].logits
+    assert not any(path.is_symlink() for path in (tmp_path / "cache").rglob("*"))
 
 
 def test_config_and_weights_are_of_one_commit_whatever_is_pushed_in_between(hub, client, load, published):
