@@ -7,12 +7,14 @@ import struct
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 
 from timm_mix import _hub_errors
 from timm_mix._hub_errors import HubError, hub_errors, with_retries
-from timm_mix._release import how_to_load, read_release
+from timm_mix._release import read_release
+from timm_mix._short_card import Facts, how_to_load
 from timm_mix.hub import push_to_hub, save_pretrained
 
 
@@ -183,15 +185,32 @@ def test_without_a_token_the_error_says_how_to_log_in(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "own_file", "line"),
+    ("facts", "line"),
     [
-        ("resnet18", None, 'import timm; model = timm.create_model("hf-hub:a/b", pretrained=True)'),
-        ("mixmo_resnet18_m2", None, 'import timm, timm_mix; model = timm.create_model("hf-hub:a/b", pretrained=True)'),
-        ("wrn16_2", "wide_resnet_cifar.py", "import timm, wide_resnet_cifar; "),
+        (Facts("resnet18", "a/b"), 'import timm; model = timm.create_model("hf-hub:a/b", pretrained=True)'),
+        (Facts("mixmo_resnet18_m2", "a/b"), "import timm, timm_mix; model = "),
+        (Facts("wrn16_2", "a/b", own_file="wide_resnet_cifar.py"), "import timm, wide_resnet_cifar; model = "),
     ],
 )
-def test_the_line_that_loads_it_imports_what_it_needs(architecture, own_file, line):
-    assert how_to_load(architecture, "a/b", own_file).startswith(line)
+def test_the_line_that_loads_it_imports_what_it_needs(facts, line):
+    assert how_to_load(facts).startswith(line)
+
+
+def test_a_folded_networks_card_has_the_ensembles_licence_and_names_it(folder):
+    card = "---\nlicense: other\nlicense_name: mine\nlicense_link: https://x.y\ndatasets:\n- digits\n---\n"
+    (folder / "README.md").write_text(card)
+    ensemble = read_release(folder, "a/b")
+    (folder / "README.md").unlink()
+    folded = read_release(folder, "a/b-folded", license=ensemble.license, ensemble=ensemble)
+    data = ModelCard(folded.card).data.to_dict()
+    assert data["base_model"] == "a/b"
+    assert {key: data[key] for key in ("license", "license_name", "license_link", "datasets")} == {
+        "license": "other",
+        "license_name": "mine",
+        "license_link": "https://x.y",
+        "datasets": ["digits"],
+    }
+    assert "The ensemble [a/b](https://huggingface.co/a/b) folded" in folded.card
 
 
 # -- errors and retries
@@ -222,6 +241,7 @@ def test_an_error_is_one_line_with_the_status_the_message_and_the_request():
         (ConnectionError("xet\nfailed"), r"the connection failed \(xet failed\); run the same command again"),
         (OfflineModeIsEnabled("no"), "offline mode is on; unset HF_HUB_OFFLINE"),
         (OSError(28, "No space left on device"), "No space left on device; make room on this disk"),
+        (ConnectionError("Illegal header value b'Bearer hf_secret'"), r"Illegal header value b'Bearer \.\.\.\)"),
         (KeyError("commitUrl"), "its answer lacks 'commitUrl'"),
         (json.JSONDecodeError("x", "<", 0), "its answer is not JSON"),
         (ValueError("a\nb"), "cannot push: a b$"),

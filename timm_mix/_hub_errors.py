@@ -8,6 +8,7 @@ repeated here, on the same answers: a lost connection, 408, 429 and 5xx. What th
 import errno
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,4 +163,6 @@ def _refusal(error: HfHubHTTPError, reading: bool) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+    """At most 300 characters, without a token that an error about a header may quote."""
+    text = re.sub(r"Bearer \S+", "Bearer ...", " ".join(str(error).split()))
+    return (text or type(error).__name__)[:300]

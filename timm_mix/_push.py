@@ -14,8 +14,9 @@ from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from timm_mix._hub_errors import NO_TOKEN, HubError
-from timm_mix._release import CARD, OF_THE_WEIGHTS, WEIGHTS, Release, how_to_load
+from timm_mix._release import CARD, OF_THE_WEIGHTS, WEIGHTS, Release
 from timm_mix._remote import Head, Remote
+from timm_mix._short_card import how_to_load
 
 __all__ = ["PushResult", "PushedFile", "Wish", "check_wish", "full_repo_id", "push_release"]
 
@@ -100,50 +101,57 @@ def full_repo_id(repo_id: str, wish: Wish) -> str:
     return f"{wish.remote(repo_id).owner()}/{repo_id}"
 
 
-def push_release(release: Release, repo_id: str, wish: Wish) -> PushResult:
+def push_release(release: Release, wish: Wish) -> PushResult:
     """Make the repository hold the release, or say what that would change (dry run).
 
     Raises:
         HubError: one line, see there.
     """
+    repo_id = release.facts.repo_id
     remote = wish.remote(repo_id)
     if wish.dry_run:
         return _compare_only(release, remote)
-    head = _open(remote, wish)
-    if wish.private and not head.private:
-        raise HubError(
-            f"cannot push to {repo_id} as a private repository: it exists and is public; make it private in its "
-            "settings, or choose another name"
-        )
+    head = _open(release, remote, wish)
     files = _compare(release, head)
     result = _result(release, remote, files)
     if all(file.change == "unchanged" for file in files):
         return result
     try:
-        url = _send(release, remote, head, files, wish.message or f"Upload {release.architecture}")
+        url = _send(release, remote, head, files, _message(release, wish))
     except HubError as error:
         raise _with_state(error, repo_id, head) from error
     return replace(result, pull_request_url=url) if wish.create_pr else replace(result, commit_url=url)
 
 
-def _open(remote: Remote, wish: Wish) -> Head:
+def _message(release: Release, wish: Wish) -> str:
+    """One line, also for the title of a pull request, by which it is found again."""
+    return " ".join((wish.message or "").split()) or f"Upload {release.facts.architecture}"
+
+
+def _open(release: Release, remote: Remote, wish: Wish) -> Head:
     """The head to commit on, after making the repository and the branch where they are missing."""
     main = remote.look()
-    made = main is None
     try:
         if main is None:
+            remote.check_card(release.card)
             remote.create(wish.private)
             main = remote.look()
         if main is None:
             raise HubError(
                 f"cannot push to {remote.repo_id}: it exists, but this token may not see it; take another one"
             )
-        if remote.revision is None or (made and remote.revision == "main"):
+        if wish.private and not main.private:
+            raise HubError(
+                f"cannot push to {remote.repo_id} as a private repository: it is public; make it private in its "
+                "settings, or choose another name"
+            )
+        if remote.revision in (None, "main"):
             return main
-        head = remote.look(remote.revision)
+        branch = str(remote.revision)
+        head = remote.look(branch)
         if head is None:
-            remote.create_branch(remote.revision)
-            head = remote.look(remote.revision)
+            remote.create_branch(branch)
+            head = remote.look(branch)
     except HubError as error:
         raise _with_state(error, remote.repo_id, main) from error
     if head is None:
@@ -197,7 +205,7 @@ def _compare_only(release: Release, remote: Remote) -> PushResult:
 
 
 def _result(release: Release, remote: Remote, files: tuple[PushedFile, ...]) -> PushResult:
-    reload = how_to_load(release.architecture, remote.repo_id, release.own_file, remote.revision)
+    reload = how_to_load(release.facts, remote.revision)
     return PushResult(remote.repo_id, remote.url, files, release.ignored, reload)
 
 

@@ -1,6 +1,7 @@
 """One repository on the Hub, as a token sees it: look, create, upload, commit."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,7 @@ class Remote:
         self.create_pr = create_pr
         self._token = token
         self._api = HfApi(token=token, **LIBRARY)
+        self._checked: str | None = None
         self.url = f"{constants.ENDPOINT}/{repo_id}"
 
     def owner(self) -> str:
@@ -98,9 +100,17 @@ class Remote:
             with_retries(lambda: self._api.create_branch(self.repo_id, branch=branch, exist_ok=True))
 
     def check_card(self, text: str) -> None:
-        """The Hub's own check of the metadata, before anything large is sent."""
+        """The Hub's own check of the metadata, before anything is made or sent; once."""
+        if text == self._checked:
+            return
         with self._doing("checking README.md"):
-            with_retries(ModelCard(text).validate)
+            try:
+                with_retries(ModelCard(text).validate)
+            except json.JSONDecodeError:
+                raise
+            except ValueError as error:  # the body of the Hub's answer, as text
+                raise ValueError(f"{_messages(str(error))}; correct the metadata between its --- lines") from error
+        self._checked = text
 
     def upload(self, additions: list[CommitOperationAdd], *, large: bool) -> None:
         """Send the large files; nothing of them is to be seen before the commit. huggingface_hub repeats by itself."""
@@ -173,3 +183,11 @@ class Remote:
 
     def _doing(self, what: str) -> Any:
         return hub_errors(f"push to {self.repo_id} ({what})")
+
+
+def _messages(answer: str) -> str:
+    """What is wrong with a card, from {"errors": [{"message": ...}]}."""
+    try:
+        return "; ".join(error["message"] for error in json.loads(answer)["errors"])
+    except (ValueError, TypeError, KeyError):
+        return answer

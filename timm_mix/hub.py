@@ -159,14 +159,13 @@ def push_to_hub(
             folder = Path(model_or_folder)
         release = read_release(folder, repo_id, license=license)  # before the network is asked for anything
         folded = _save_folded(folder, Path(scratch) / "folded") if fold else None
-        full = full_repo_id(repo_id, wish)
-        if full != repo_id:
-            release = read_release(folder, full, license=license)  # its card names the repository
-        result = push_release(release, full, wish)
+        if (full := full_repo_id(repo_id, wish)) != repo_id:
+            release = read_release(folder, full, license=license)  # the card names the repository
+        result = push_release(release, wish)
         if folded is None:
             return result
-        release = read_release(folded, f"{full}-folded", license=release.license, folded_from=full)
-        return dataclasses.replace(result, folded=push_release(release, f"{full}-folded", wish))
+        release = read_release(folded, f"{full}-folded", license=release.license, ensemble=release)
+        return dataclasses.replace(result, folded=push_release(release, wish))
 
 
 def _save_folded(folder: Path, target: Path) -> Path:

@@ -108,7 +108,7 @@ CHECKING = [
     _case(
         "card refused",
         YAML,
-        r"checking README.md.*license\\?\" must be one of",
+        r'README.md\): "license" must be one of; correct the metadata between its --- lines$',
         when="always",
         status=400,
         body={"errors": [{"message": '"license" must be one of'}], "warnings": []},

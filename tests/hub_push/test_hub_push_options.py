@@ -65,9 +65,10 @@ def test_a_repository_is_made_private_and_a_public_one_is_not_taken_for_it(hub, 
     assert hub.repo("alice/m").private
     push(client, plain_folder, "alice/m", private=True).ok()
     hub.commit("alice/public", {"notes.txt": b"x"})
-    error = push(client, plain_folder, "alice/public", private=True).error
-    assert "to alice/public as a private repository: it exists and is public" in assert_one_line(error)
+    error = push(client, plain_folder, "alice/public", private=True, revision="v2").error
+    assert "to alice/public as a private repository: it is public" in assert_one_line(error)
     assert pushes(hub.repo("alice/public")) == 1
+    assert set(hub.repo("alice/public").branches) == {"main"}
 
 
 def test_a_name_alone_belongs_to_the_owner_of_the_token(hub, client, plain_folder):
