@@ -1,5 +1,6 @@
 """Models come from the Hub: as they were pushed, through faults, and without leaving anything wrong in the cache."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ LOAD = f"""
 import timm, torch
 from huggingface_hub import constants
 from timm_mix.hub import load_pretrained
-constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = not xet, offline
+constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_SYMLINKS = not xet, offline, not links
 if limit:
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -77,11 +78,11 @@ def client(hub, tmp_path_factory):
 def load(hub, client, tmp_path):
     """load(name, ...) -> Reply with the logits, through one cache; faults are gone afterwards."""
 
-    def load(name, *, faults=(), loader="ours", xet=False, offline=False, limit=0, env=None, **more):
+    def load(name, *, faults=(), loader="ours", xet=False, offline=False, links=True, limit=0, env=None, **more):
         hub.faults = faults
         try:
             cache = str(tmp_path / "cache")
-            settings = {"xet": xet, "offline": offline, "limit": limit, "loader": LOADERS[loader]}
+            settings = {"xet": xet, "offline": offline, "links": links, "limit": limit, "loader": LOADERS[loader]}
             return client.run(LOAD, name=name, cache=cache, more=more, env=env, **settings)
         finally:
             hub.faults = []
@@ -323,6 +324,24 @@ def test_wrong_bytes_that_are_in_the_cache_already_are_fetched_again(load, publi
     assert load("alice/members", loader="timm").ok().value == published["members"].logits
 
 
+def test_a_mirror_may_have_its_own_tags(hub, load, published):
+    files = published["members"].files
+    sha1 = hashlib.sha1(files["config.json"]).hexdigest()
+    for tag in (sha1, "v1-of-this-mirror"):
+        hub.commit("alice/mirror", {**files, "note": tag.encode()})  # a new commit is not in the cache yet
+        mirror = Fault(**CONFIG_HEAD, when="always", headers={"ETag": f'"{tag}"'})
+        assert load("alice/mirror", faults=[mirror]).ok().value == published["members"].logits
+    lie = Fault(**CONFIG_HEAD, when="always", headers={"ETag": f'"{sha1[::-1]}"'})
+    hub.commit("alice/mirror", {**files, "note": b"another"})
+    check_error(load("alice/mirror", faults=[lie]), NOT_AS_ANNOUNCED)
+
+
+def test_a_cache_without_links_works_as_well(load, published, tmp_path):
+    for _ in range(2):
+        assert load("alice/members", links=False).ok().value == published["members"].logits
+    assert not any(path.is_symlink() for path in (tmp_path / "cache").rglob("*"))
+
+
 def test_config_and_weights_are_of_one_commit_whatever_is_pushed_in_between(hub, client, load, published):
     hub.commit("alice/busy", published["members"].files)
     grown = {"config.json": published["members"].files["config.json"].replace(b'"members": 2', b'"members": 3')}
@@ -336,6 +355,24 @@ def test_config_and_weights_are_of_one_commit_whatever_is_pushed_in_between(hub,
 
 
 # -- names and folders
+
+
+@pytest.mark.hub_matrix
+def test_the_scripts_build_a_checked_model_from_a_hub_id(hub, client, published):
+    code = f"""
+import torch
+from trainkit.build import build_model
+from trainkit.config import Config
+settings = Config(model="hf-hub:alice/folded", pretrained=True)
+assert list(build_model(settings, None, device="meta").state_dict()) == list(build_model(settings, None).state_dict())
+with torch.no_grad():
+    result = build_model(settings, None).eval()({IMAGES}).tolist()
+"""
+    hub.faults = [Fault(**WEIGHTS_GET, wrong_bytes=True)]  # which timm would not see
+    try:
+        assert client.run(code).ok().value == published["folded"].logits
+    finally:
+        hub.faults = []
 
 
 def test_a_saved_folder_is_checked_and_loaded_too(published, tmp_path):

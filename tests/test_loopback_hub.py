@@ -202,6 +202,9 @@ def test_etags_name_the_content_and_spare_a_second_answer(hub):
     assert (status, headers["X-Linked-Size"]) == (302, "5")
     assert headers["X-Linked-ETag"].strip('"') == hashlib.sha256(b"large").hexdigest()
     assert headers["Location"].startswith(hub.cdn_url)
+    place = headers["Location"].removeprefix(hub.cdn_url)
+    assert ask(hub, "GET", place, token=None, url=hub.cdn_url)[::2] == (200, b"large")
+    assert ask(hub, "GET", place, url=hub.cdn_url)[0] == 400  # whoever sends a token there gives it away
 
 
 def test_a_tree_of_many_pages_is_listed_whole(plain, hub):

@@ -169,3 +169,9 @@ def test_the_header_of_the_h200_suite_states_its_cost():
     text = find_suite("cifar100_h200").read_text(encoding="utf-8")
     assert f"# cost: {flops:.3g} FLOPs for one seed" in text
     assert "deep_ensemble_2" in {method.name for method in suite.methods}
+
+
+def test_the_committed_table_has_a_row_for_every_method_and_all_seeds():
+    suite = load_suite(SUITES / "digits_smoke.yaml")
+    rows = re.findall(r"^\| (\w+) \| (\d+) \|", (SUITES / "digits_smoke.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == [(method.name, str(len(suite.seeds))) for method in suite.methods]
