@@ -271,9 +271,11 @@ def waits(monkeypatch):
     return found
 
 
-def test_temporary_answers_are_waited_for_ever_longer(waits):
+def test_temporary_answers_are_waited_for_ever_longer(waits, caplog):
+    caplog.set_level("INFO", "timm_mix.hub")
     assert with_retries(_failing(*map(_refusal, (408, 429, 500, 503)))) == "done"
     assert waits == [1, 2, 4, 8]
+    assert caplog.messages[0] == "the Hub says 408; next try in 1 s"
 
 
 def test_five_tries_are_all(waits):

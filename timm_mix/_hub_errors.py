@@ -88,7 +88,10 @@ def with_retries(call: Callable[[], _T], done: Callable[[], _T | None] = lambda:
             if not is_temporary(error) or asked > LONGEST_WAIT:
                 raise
             wait = max(wait, asked)
-            _logger.info("%s; next try in %.0f s", _one_line(error), wait)
+            said = (
+                f"the Hub says {error.response.status_code}" if isinstance(error, HfHubHTTPError) else _one_line(error)
+            )
+            _logger.info("%s; next try in %.0f s", said, wait)
         time.sleep(wait)
         found = done()
         if found is not None:

@@ -91,7 +91,7 @@ def _model_folder(folder: Path) -> Path:
 def _report(result: PushResult) -> str:
     head = f"{result.repo_id}{' (dry run, nothing is written)' if result.dry_run else ''}"
     lines = [f"{head}: {result.pull_request_url or result.commit_url or result.url}"]
-    lines += [f"  {file.change:9s} {file.name} ({file.size / 1e6:.2f} MB)" for file in result.files]
+    lines += [f"  {file.change:9s} {file.name} ({_size(file.size)})" for file in result.files]
     if result.ignored:
         lines.append(f"  stays at home: {', '.join(result.ignored)}")
     if result.unreached:
@@ -99,6 +99,10 @@ def _report(result: PushResult) -> str:
     if not result.dry_run and not result.commit_url and not result.pull_request_url:
         lines.append("  nothing has changed, nothing is committed")
     return "\n".join([*lines, f"  load it: {result.reload}"])
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 100_000 else f"{count / 1e3:.2f} kB"
 
 
 if __name__ == "__main__":

@@ -124,11 +124,12 @@ def test_a_token_file_without_a_token_is_refused(tmp_path, content):
 
 
 def test_a_report_names_what_stays_at_home_and_what_could_not_be_compared():
-    files = (PushedFile("config.json", 1_000_000, "unknown"),)
+    files = (PushedFile("config.json", 321, "unknown"), PushedFile("model.safetensors", 1_000_000, "unknown"))
     result = PushResult("a/b", "U", files, ("notes.txt",), "LINE", dry_run=True, unreached="WHY")
     assert push_to_hub._report(result).splitlines() == [
         "a/b (dry run, nothing is written): U",
-        "  unknown   config.json (1.00 MB)",
+        "  unknown   config.json (0.32 kB)",
+        "  unknown   model.safetensors (1.00 MB)",
         "  stays at home: notes.txt",
         "  not compared with the Hub: WHY",
         "  load it: LINE",
