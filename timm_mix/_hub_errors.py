@@ -63,13 +63,13 @@ def hub_errors(wanted: str, *, reading: bool = False) -> Iterator[None]:
         reading: nothing was to be written; a download begins anew, and needs no right to write.
 
     Xet raises ConnectionError and RuntimeError, the client HTTPError, ValueError (LFS errors, answers that are no JSON)
-    and KeyError (answers without what they must hold).
+    and KeyError, TypeError or AttributeError (answers without what they must hold).
     """
     try:
         yield
     except HubError:
         raise
-    except (HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except (HTTPError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(f"cannot {wanted}: {_said(error, reading)}") from error
 
 
@@ -138,6 +138,8 @@ def _said(error: Any, reading: bool) -> str:
         return f"its answer is not JSON ({_one_line(error)}); {_LATER}"
     if isinstance(error, KeyError):
         return f"its answer lacks {error}; {_LATER}"
+    if isinstance(error, (TypeError, AttributeError)):
+        return f"its answer is not what it should be ({_one_line(error)}); {_LATER}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{_one_line(error)}; make room on this disk and run the same command again"
     if type(error).__name__ in _NEVER_SENT:

@@ -21,7 +21,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OF_THE_WEIGHTS = ("results.json", "recipe.yaml")
 _OTHERS = (*OF_THE_WEIGHTS, "LICENSE")
 _PICTURES = (".png",)
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".tar")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".pth.tar")
 
 
 @dataclass(frozen=True)

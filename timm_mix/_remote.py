@@ -23,7 +23,8 @@ LIBRARY: dict[str, Any] = {"library_name": "timm_mix", "library_version": __vers
 class Head:
     """A revision as it is on the Hub.
 
-    files: name -> digest, sha256 of what is stored as a large file (is_large), git's sha1 of the others.
+    files: name -> digest: sha256 of large files, git's sha1 of the others.
+    large: names of the files that are stored as large ones.
     """
 
     sha: str | None
@@ -161,10 +162,10 @@ class Remote:
         with self._doing("committing"):
             try:
                 return with_retries(call, done) or None
-            except Exception as error:
+            except Exception:
                 found = done()  # the very last answer may have been lost, or come from a proxy that asked twice
                 if found is None:
-                    raise error
+                    raise
                 return found
 
     def pull_requests(self, title: str) -> list[PullRequest]:

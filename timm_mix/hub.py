@@ -145,7 +145,7 @@ def push_to_hub(
         license: the Hub's identifier of the licence; needed where the card names none.
         dry_run: compare with the Hub and write nothing.
     Raises:
-        ValueError: the folder, the name or the settings are wrong; nothing has been sent.
+        ValueError: the folder, the name or the settings are wrong; nothing is committed.
         HubError: the Hub did not do it.
     """
     wish = Wish(private, create_pr, revision, token, dry_run, commit_message)

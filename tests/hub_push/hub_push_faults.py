@@ -75,6 +75,7 @@ LOOKING = [
     _case("info reset once", INFO, lose_response=True, abrupt=True),
     _case("info cut always", INFO, CUT, when="always", cut_after=0),
     _case("info that is no JSON", INFO, "not JSON", when="always", status=200, body="<html>"),
+    _case("info that is a list", INFO, "not what it should be", when="always", status=200, body="[]"),
     _case("whoami 401", "whoami", "asking whose.*401 Unauthorized.*not valid", status=401, settings={"repo": "m"}),
     _case("whoami 503 once", "whoami", status=503, settings={"repo": "m"}, sleeps=(1,)),
     _case("whoami 429 always", "whoami", "429 Too Many", when="always", status=429, settings={"repo": "m"}),

@@ -88,6 +88,46 @@ def test_a_pull_request_changes_nothing_and_is_opened_once(hub, clients, plain_f
     assert_holds(repo, plain_folder, "refs/pr/1")
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(path="/commit/", lose_response=True),
+        Fault(path="/commit/", when="always", lose_response=True),
+        Fault(path="/commit/", status=503),
+        Fault(path="/commit/", cut_after=9),
+    ],
+    ids=["lost", "always lost", "503", "cut"],
+)
+def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(hub, client, plain_folder, fault):
+    hub.commit("timm-mix/m", {"notes.txt": b"x"})
+    hub.faults = [fault]
+    result = push(client, plain_folder, "timm-mix/m", create_pr=True).ok().value
+    assert result["pull_request_url"].endswith("/discussions/1")
+    assert len(hub.repo("timm-mix/m").pull_requests) == 1
+
+
+def test_somebody_elses_commit_meanwhile_is_not_overwritten(hub, client, copied):
+    code = """
+from timm_mix.hub import push_to_hub
+from timm_mix import _remote
+import huggingface_hub
+upload = _remote.Remote.upload
+def commit_meanwhile(self, *args, **kwargs):
+    upload(self, *args, **kwargs)
+    huggingface_hub.HfApi().upload_file(
+        path_or_fileobj=b"theirs", path_in_repo="config.json", repo_id="alice/m", commit_message="theirs"
+    )
+_remote.Remote.upload = commit_meanwhile
+push_to_hub(folder, "alice/m", license="mit")
+"""
+    reply = client.run(code, folder=str(copied))
+    assert "412 Precondition Failed" in assert_one_line(reply.error)
+    assert hub.repo("alice/m").files()["config.json"] == b"theirs"
+    assert pushes(hub.repo("alice/m")) == 1
+    push(client, copied, "alice/m").ok()
+    assert_holds(hub.repo("alice/m"), copied)
+
+
 def test_a_branch_is_made_where_it_is_missing(hub, client, plain_folder):
     result = push(client, plain_folder, "alice/m", revision="v2").ok().value
     repo = hub.repo("alice/m")

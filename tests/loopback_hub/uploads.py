@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import fnmatch
 import hashlib
 import json
 import math
@@ -32,11 +33,15 @@ def _target(api: Api, request: Request, repo_id: str, revision: str) -> Repo:
 def preupload(api: Api, request: Request, repo_id: str, revision: str) -> Response:
     repo = _target(api, request, repo_id, revision)
     answer, present = [], repo.at(revision).files
-    for file in request.json()["files"]:
+    asked = request.json()
+    rules = present[".gitignore"].data.decode() if ".gitignore" in present else ""
+    ignored = asked.get("gitIgnore", rules).split()  # what the client sends comes before what lies there
+    for file in asked["files"]:
         path = file["path"]
         mode = repo.upload_mode(revision, path, file["size"])
         oid = present[path].etag if path in present else None
-        answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        ignore = any(fnmatch.fnmatchcase(path, rule) for rule in ignored)
+        answer.append({"path": path, "uploadMode": mode, "shouldIgnore": ignore, "oid": oid})
     return as_json({"files": answer})
 
 
