@@ -1,77 +1,17 @@
 """The loopback Hub is held to what huggingface_hub sends and expects, with huggingface_hub itself as its client."""
 
 import hashlib
-import http.client
 import json
 import socket
 import threading
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
-from hub_clients import Client, run_client
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from hub_clients import Client
+from loopback_helpers import CARD, NOISE, UPLOAD, WEIGHTS, ask, commit_lines
 from loopback_hub import Fault, LoopbackHub
-from loopback_hub.front_matter import check_card, read_front_matter
 from loopback_hub.store import Blob, git_sha1, tree_sha1
 from loopback_hub.wire import RefusalError
-
-CARD = b"---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- timm\n- mixmo\n---\n# m\n"
-# what Xet packs in all its ways: noise, runs, and floats whose high bytes are alike
-NOISE = b"".join(hashlib.sha256(bytes([i % 256, i // 256])).digest() for i in range(6000))
-FLOATS = b"".join(NOISE[3 * i : 3 * i + 3] + b"?" for i in range(60_000))
-WEIGHTS = NOISE + bytes(100_000) + FLOATS + b"abcd" * 20_000
-UPLOAD = """
-from huggingface_hub import HfApi
-HfApi().create_repo(repo, exist_ok=True)
-result = HfApi().upload_folder(repo_id=repo, folder_path=folder, **more).oid
-"""
-
-
-@pytest.fixture
-def hub(tmp_path):
-    with LoopbackHub(tmp_path / "hub") as hub:
-        yield hub
-
-
-@pytest.fixture(params=[True, False], ids=["xet", "lfs"])
-def client(request, hub, tmp_path):
-    with Client(hub, home=tmp_path / "home", xet=request.param) as client:
-        client.xet = request.param
-        yield client
-
-
-@pytest.fixture
-def plain(hub, tmp_path):
-    with Client(hub, home=tmp_path / "home") as client:
-        yield client
-
-
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name, data in (("config.json", b"{}"), ("README.md", CARD), ("model.safetensors", WEIGHTS)):
-        (folder / name).write_bytes(data)
-    return str(folder)
-
-
-def ask(hub, method, path, body=None, token="token-alice", url=None, **headers):
-    """(status, headers, body) without huggingface_hub."""
-    connection = http.client.HTTPConnection(urlsplit(url or hub.url).netloc, timeout=10)
-    headers |= {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body), headers)
-        answer = connection.getresponse()
-        return answer.status, dict(answer.headers), answer.read()
-    finally:
-        connection.close()
-
-
-def commit_lines(*operations, **header):
-    lines = [{"key": "header", "value": {"summary": "s", **header}}, *operations]
-    return "\n".join(map(json.dumps, lines)).encode()
-
 
 # -- uploads
 
@@ -322,77 +262,6 @@ result = [info.library_name, info.pipeline_tag, info.tags, info.card_data.to_dic
     assert ["model.safetensors", 3] in files
 
 
-def generated_card():
-    result = EvalResult(
-        task_type="image-classification",
-        dataset_type="digits",
-        dataset_name="Digits: a name with a colon, 'quotes' and a # sign",
-        metric_type="accuracy",
-        metric_name="top-1",
-        metric_value=98.25,
-    )
-    data = ModelCardData(
-        **{"license": "apache-2.0", "library_name": "timm", "tags": ["timm", "mixmo"], "datasets": ["digits"]},
-        model_name="a model " + "with a long name " * 8,
-        eval_results=[result],
-    )
-    return f"---\n{data.to_yaml()}\n---\n# m\n"
-
-
-TEXTS = {
-    "generated": generated_card(),
-    "timm": "---\ntags:\n- image-classification\n- timm\nlibrary_name: timm\nlicense: apache-2.0\n---\nx",
-    "kinds": "---\na: 1\nb: 1.5\nc: true\nd: null\ne:\nf: '1'\ng: \"x: y\"\nh: [a, 2]\ni: {k: v}\nj: a b  # c\n---\n",
-    "nested": "---\na:\n  - b: 1\n    c:\n      - d\n      - e\n  - f: 2\nk:\n- - 1\n  - 2\n---\n",
-    "folded": "---\na: one\n  two\n  three\nb: >-\n  four\n  five\n---\n",
-    "none": "# only a title\n",
-    "empty": "---\n---\n",
-}
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_front_matter_is_read_as_yaml_reads_it(name):
-    parts = TEXTS[name].split("---\n")
-    wanted = yaml.safe_load(parts[1]) if TEXTS[name].startswith("---") else {}
-    assert read_front_matter(TEXTS[name]) == (wanted or {})
-
-
-def test_a_generated_card_is_valid_in_both_readers():
-    assert check_card(generated_card()) == ([], [])
-    assert ModelCard(generated_card()).data.eval_results[0].metric_value == 98.25
-
-
-@pytest.mark.parametrize(
-    ("front", "message"),
-    [
-        ("license: mine", '"license" must be one of'),
-        ("license: 3", '"license" must be a string'),
-        ("tags: timm\nlibrary_name:\n- timm", '"library_name" must be a string'),
-        ("tags:\n- 1\n- 2", '"tags" must be a string or an array'),
-        ("model-index: x", '"model-index" must be an array'),
-        ("model-index:\n- name: 3", '"model-index[0].name" must be a string'),
-        ("model-index:\n- name: m\n  results:\n  - task: {type: t}\n    dataset: {name: d}", "dataset.type"),
-        ("a: b: c", "cannot read"),
-        ("just text", "wanted 'key: value'"),
-        ("a: 'open", "a quote that is not closed"),
-        ("a: 1\na: 2", "twice"),
-        ("a: 1\n  b: 2", "wanted|indented|cannot"),
-        ("\ta: 1", "a tab"),
-    ],
-)
-def test_a_card_with_wrong_metadata_is_refused(hub, front, message):
-    status, _, body = ask(hub, "POST", "/api/validate-yaml", {"content": f"---\n{front}\n---\n", "repoType": "model"})
-    errors = " ".join(error["message"] for error in json.loads(body)["errors"])
-    assert status == 400
-    assert any(part in errors for part in message.split("|")), errors
-
-
-def test_the_client_names_what_is_wrong_with_a_card(plain):
-    code = "from huggingface_hub import ModelCard; ModelCard('---\\nlicense: mine\\n---\\n').validate()"
-    assert plain.run(code).error.startswith("ValueError")
-    assert plain.run(code.replace("license: mine", "license: mit")).ok()
-
-
 # -- hashes are git's
 
 
@@ -403,100 +272,6 @@ def test_hashes_are_those_of_git():
     assert hello == "ce013625030ba8dba906f756967f9e9ca394464a"
     tree = dict.fromkeys(("a/b", "a.txt", "a0", "d/e/f"), hello)
     assert tree_sha1(tree) == "dc1335af6f3147828daab3476eeadc5b79b67330"
-
-
-# -- faults
-
-
-def test_faults_hit_the_requests_they_name_and_no_others(hub):
-    hub.commit("alice/m", {"a": b"abc", "b": b"abc"})
-
-    def statuses(fault, count=4):
-        hub.faults = [fault]
-        return [ask(hub, "GET", "/alice/m/resolve/main/a")[0] for _ in range(count)]
-
-    assert statuses(Fault(status=503)) == [503, 200, 200, 200]
-    assert statuses(Fault(status=503, when="always")) == [503] * 4
-    assert statuses(Fault(status=503, when="first 2")) == [503, 503, 200, 200]
-    assert statuses(Fault(status=503, when=3)) == [200, 200, 503, 200]
-    assert statuses(Fault("POST", status=503, when="always")) == [200] * 4
-    assert statuses(Fault("GET|POST", "main/a$", status=503, when="always")) == [503] * 4
-    assert statuses(Fault(path="main/b", status=503, when="always")) == [200] * 4
-
-
-def test_an_unknown_when_is_refused():
-    with pytest.raises(ValueError, match="wanted when='once', 'always', 'first N' or a number, got 'often'"):
-        Fault(when="often")
-
-
-def test_each_fault_does_what_it_says(hub):
-    hub.commit("alice/m", {"a": b"abcdef"})
-
-    def answer(method="GET", **fault):
-        hub.faults = [Fault(path="resolve", **fault)]
-        return ask(hub, method, "/alice/m/resolve/main/a")
-
-    status, headers, body = answer(status=404, error_code="RepoNotFound", error_message="no", headers={"X-A": "1"})
-    assert (status, headers["X-Error-Code"], headers["X-A"], json.loads(body)) == (
-        404,
-        "RepoNotFound",
-        "1",
-        {"error": "no"},
-    )
-    assert answer(status=500, body="<html>")[2] == b"<html>"
-    assert answer(body={"a": 1})[2] == b'{"a": 1}'
-    assert answer(wrong_bytes=True)[2] == b"abc" + bytes(byte ^ 0x5A for byte in b"def")
-    assert answer(wrong_size=True)[2] == b"abcde"
-    assert answer("HEAD", wrong_size=True)[1]["Content-Length"] == "7"
-    assert "ETag" not in answer(drop_headers=("etag",))[1]
-    with pytest.raises(http.client.IncompleteRead):
-        answer(cut_after=2)
-    with pytest.raises(http.client.RemoteDisconnected):
-        answer(lose_response=True)
-    with pytest.raises(ConnectionResetError):
-        answer(cut_after=2, abrupt=True)
-    assert hub.requests[-1].status is None
-    assert hub.requests[-1].fault is hub.faults[0]
-
-
-def test_a_lost_answer_was_handled_and_a_cut_upload_was_not(hub):
-    lines = commit_lines({"key": "file", "value": {"path": "a", "content": "Mg==", "encoding": "base64"}})
-    for fault, commits in ((Fault("POST", cut_upload_after=9), 2), (Fault("POST", lose_response=True), 3)):
-        hub.commit("alice/m", {}) if "alice/m" not in hub.repos else None
-        hub.faults = [fault]
-        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
-            ask(hub, "POST", "/api/models/alice/m/commit/main", lines)
-        assert len(hub.repo("alice/m").commits) == commits
-
-
-def test_a_client_is_killed_at_its_request_and_the_next_case_runs(hub, plain, folder):
-    hub.on_kill = plain.kill
-    hub.faults = [Fault(path="/preupload/", kill=True)]
-    assert plain.run(UPLOAD, repo="alice/m", folder=folder, more={}).killed
-    assert len(hub.repo("alice/m").commits) == 1
-    hub.faults = [Fault(path="/commit/", kill=True, lose_response=True)]
-    assert plain.run(UPLOAD, repo="alice/m", folder=folder, more={}).killed
-    assert len(hub.repo("alice/m").commits) == 2
-    plain.run(UPLOAD, repo="alice/m", folder=folder, more={}).ok()
-    assert len(hub.repo("alice/m").commits) == 2
-
-
-def test_waits_are_written_down_instead_of_waited_for(hub, plain, folder, tmp_path):
-    limit = {"ratelimit": '"api";r=0;t=55'}
-    hub.faults = [Fault(path="/preupload/", when="first 2", status=503)]
-    assert plain.run(UPLOAD, repo="alice/m", folder=folder, more={}).ok().sleeps == [1, 2]
-    hub.faults = [Fault(path="/preupload/", status=429, headers=limit)]
-    assert plain.run(UPLOAD, repo="alice/n", folder=folder, more={}).ok().sleeps == [56]
-    process = run_client("import time; time.sleep(100); print('done')", hub, home=tmp_path / "home")
-    assert (process.returncode, process.stdout, process.sleeps) == (0, "done\n", [100])
-
-
-def test_a_case_reports_its_error_its_status_and_what_it_printed(plain, tmp_path):
-    reply = plain.run("import os; print(1); os.write(2, b'two'); raise ValueError('three')")
-    assert (reply.error, reply.status, reply.stdout, reply.stderr) == ("ValueError: three", 1, "1\n", "two")
-    (tmp_path / "script.py").write_text("import sys; sys.exit(int(sys.argv[1]))")
-    assert plain.script(tmp_path / "script.py", 2).status == 2
-    assert plain.run("import time\nwhile True: time.sleep(0.1)", timeout=0.5).killed
 
 
 # -- the end
@@ -518,11 +293,6 @@ def test_nothing_is_left_when_the_context_ends(tmp_path):
             break
         deadline.wait(0.02)
     assert threading.active_count() <= before
-
-
-def test_a_fault_of_the_hub_itself_is_an_error_of_the_test(tmp_path):
-    with pytest.raises(AssertionError, match="the loopback Hub itself failed"), LoopbackHub(tmp_path) as hub:
-        assert ask(hub, "POST", "/api/repos/create", [1])[0] == 500
 
 
 def test_xet_hands_out_no_bytes_that_are_not_those_of_the_hash(hub, tmp_path, folder):
