@@ -13,6 +13,8 @@ ALLOWED = {
     "mixers": {"functional"},
     "tasks": {"functional", "models", "mixers"},
     "metrics": {"functional", "models"},
+    "card": {"functional", "models", "_methods"},
+    "_methods": set(),
     "convert": {
         *("functional", "models"),
         *("_official_mixmo", "_official_openmixup", "_official_recursivemix", "_official_splitnet"),

@@ -24,7 +24,7 @@ from torch import nn
 
 from timm_mix import _official_mixmo, _official_openmixup, _official_recursivemix, _official_splitnet
 
-__all__ = ["load_official", "official_model"]
+__all__ = ["load_official", "official_classes", "official_model", "read_official"]
 
 _logger = logging.getLogger(__name__)
 
@@ -129,6 +129,34 @@ def load_official(
     if unused:
         _logger.warning("left out, because %s: %s", published.left_out.format(**choices), _some(unused))
     return model
+
+
+def read_official(source: str | Path) -> Mapping[str, torch.Tensor]:
+    """The state_dict in an official checkpoint, as load_official takes it.
+
+    Raises:
+        ValueError: not a checkpoint, or one that needs more than tensors and plain containers.
+    """
+    return _network_state(_read(source))
+
+
+def official_classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int:
+    """How many classes an official state_dict of the network `model` (with whatever number of them) is for.
+
+    Raises:
+        ValueError: the classifier of `model` is not in it.
+    """
+    target: Any = unwrap_model(model)
+    published = next(known for known in _SOURCES.values() if known.recognises(state))
+    names = published.rename(state, target)
+    heads = target.pretrained_cfg["classifier"]
+    wanted = f"{heads if isinstance(heads, str) else heads[0]}.weight"
+    found = [tensor for key, tensor in state.items() if names[key] == wanted and tensor.ndim]
+    if not found:
+        raise ValueError(
+            f"the checkpoint is of another network: it has nothing for {wanted}; correct the source, arch or members"
+        )
+    return len(found[0])
 
 
 def _choices(origin: str, given: Mapping[str, str | None]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """MixMo over timm backbones: contract, arithmetic, fold."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from timm_mix.functional.masks import linear_masks
 from timm_mix.functional.mixmo import member_masks, plan_mixmo
+from timm_mix.hub import save_pretrained
 
 # One small model of each family that must train and fold.
 FAMILIES = {
@@ -325,3 +327,14 @@ def test_fold_refuses_what_is_not_linear():
         timm.create_model("mixmo", backbone="resnetv2_50x1_bit", device="meta").fold()
     with pytest.raises(ValueError, match=r"fold\(\) needs ensemble='logits'.*got 'softmax'"):
         timm.create_model("mixmo_wrn16_2_m2", ensemble="softmax").fold()
+
+
+@pytest.mark.parametrize("name", ["mixmo", "splitnet"])
+def test_a_config_cannot_make_its_reader_open_another_file(name, tmp_path):
+    model = timm.create_model(name, backbone="wrn16_2", num_classes=3)
+    save_pretrained(model, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["model_args"]["checkpoint_path"] = str(tmp_path / "secret.pth")
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"checkpoint_path is of the whole model, not of its backbone; got '.*secret"):
+        timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)

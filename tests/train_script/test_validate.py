@@ -390,7 +390,7 @@ MISTAKES = {
     "no such model": (["--model", "mixmo_wrn99", "--pretrained"], "cannot create model 'mixmo_wrn99': Unknown model"),
     "no such folder": (["--model", "local-dir:{root}/nowhere"], "cannot create model 'local-dir:.*nowhere'"),
     "no weights": (["--model", "wrn16_2"], "wrn16_2 needs weights to evaluate: give --checkpoint"),
-    "published weights that are not": (["--model", "wrn16_2", "--pretrained"], "cannot create model 'wrn16_2'"),
+    "published weights that are not": (["--model", "wrn28_2", "--pretrained"], "cannot create model 'wrn28_2'"),
     "no such checkpoint": (["--model", "wrn16_2", "--checkpoint", "{root}/no.pt"], "must be a file, .*no.pt is none"),
     "torn checkpoint": (["--model", "{root}/torn.pt"], "cannot read checkpoint .*torn.pt"),
     "checkpoint of another model": (

@@ -15,6 +15,7 @@ from timm_mix.models import (  # isort: skip
     wide_resnet_cifar,
 )
 from timm_mix.models import mixmo, splitnet
+from timm_mix.models._pretrained import register_weights
 
 __all__ = [
     "densenet_cifar",
@@ -31,3 +32,5 @@ __all__ = [
     "splitnet",
     "wide_resnet_cifar",
 ]
+
+register_weights()

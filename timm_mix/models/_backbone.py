@@ -6,8 +6,9 @@ from typing import Any, Dict, List, Tuple, Union
 import timm
 import torch
 from timm.layers import Conv2dSame, PatchEmbed
-from timm.models import get_pretrained_cfg
 from torch import nn
+
+from timm_mix.models._pretrained import untrained_cfg
 
 __all__ = [
     "Parts",
@@ -46,9 +47,15 @@ def build_backbone(name: str, **kwargs: Any) -> nn.Module:
     """timm.create_model with random weights and a clear error for a name that nobody registered.
 
     Raises:
-        ValueError: an unknown name, or a name with a source such as 'hf-hub:'.
+        ValueError: an unknown name, a name with a source such as 'hf-hub:', or a file for the backbone alone (a config
+            from the Hub could name any file of its reader).
     """
     _known_cfg(name)
+    if kwargs.get("checkpoint_path"):
+        raise ValueError(
+            f"checkpoint_path is of the whole model, not of its backbone; got {kwargs['checkpoint_path']!r}: give "
+            "it to timm.create_model itself"
+        )
     return timm.create_model(name, pretrained=False, **kwargs)
 
 
@@ -141,7 +148,7 @@ def _known_cfg(name: Any) -> Any:
     if not isinstance(name, str) or not timm.is_model(name.split(".")[0]):
         raise error
     try:
-        return get_pretrained_cfg(name)
+        return untrained_cfg(name)
     except RuntimeError:  # the architecture is known, its tag is not
         raise error from None
 

@@ -257,6 +257,7 @@ _NAMED: Dict[str, Tuple[str, int]] = {
 }
 _PUBLISHED = (*IMAGENET_ARCHS, *CIFAR_ARCHS, *(f"efficientnetb{n}" for n in range(8)), "efficientnetb0_cifar")
 _NAMED |= {f"splitnet_{arch}_s{split}": (arch, split) for arch in _PUBLISHED for split in (2, 4)}
+_NAMED |= {f"splitnet_{arch}_s2": (arch, 2) for arch in ("wrn16_2", "wrn16_4")}  # small: they come with weights
 default_cfgs = generate_default_cfgs(
     {"splitnet": _cfg("resnet50", 2), **{name: _cfg(*variant) for name, variant in _NAMED.items()}}
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.models import clean_state_dict
+from timm.models import clean_state_dict, is_model_pretrained
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -130,8 +130,7 @@ def _settings(config: ValidateConfig, content: dict[str, Any] | None) -> Config:
         if settings and settings.get("model") != name:
             settings.pop("model_kwargs", None)
         settings["model"] = f"local-dir:{name}" if Path(name).is_dir() else name
-    own = settings["model"].startswith(_OWN_CONFIG)
-    settings["pretrained"] = content is None and (config.pretrained or own)
+    settings["pretrained"] = content is None and (config.pretrained or _brings_weights(settings["model"]))
     settings["model_kwargs"] = {**settings.get("model_kwargs", {}), **config.model_kwargs}
     settings["initial_checkpoint"] = config.initial_checkpoint
     if config.num_classes is not None:
@@ -147,7 +146,7 @@ def _weights(config: ValidateConfig, content: dict[str, Any] | None) -> tuple[di
         return clean_state_dict(content[key]), f"{key} of {config.checkpoint}"
     if config.initial_checkpoint:
         return None, str(_existing(config.initial_checkpoint))
-    if Path(config.model).is_dir() or config.model.startswith(_OWN_CONFIG):
+    if Path(config.model).is_dir() or _brings_weights(config.model):
         return None, config.model
     if config.pretrained:
         return None, "published"
@@ -155,6 +154,11 @@ def _weights(config: ValidateConfig, content: dict[str, Any] | None) -> tuple[di
         f"{config.model} needs weights to evaluate: give --checkpoint, --initial-checkpoint or --pretrained, or "
         "--model with a saved model's folder or a checkpoint"
     )
+
+
+def _brings_weights(name: str) -> bool:
+    """A saved model, one on the Hub, or <architecture>.<tag>."""
+    return name.startswith(_OWN_CONFIG) or ("." in name and is_model_pretrained(name))
 
 
 def _existing(file: str) -> Path:

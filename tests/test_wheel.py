@@ -1,0 +1,149 @@
+"""What is installed: the wheel holds the package and its weights, and does what the README shows, without a network."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from registry import save_weights
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ("mixmo_wrn16_2_m2.digits", "splitnet_wrn16_4_s2.digits", "wrn16_2.mixmo_m2_digits")
+BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
+
+
+def _build(kind, tree, target):
+    """The file that setuptools makes of a tree, as `pip install .` has it made."""
+    subprocess.run([sys.executable, "-c", BUILD, kind, str(target)], cwd=tree, check=True, capture_output=True)
+    [made] = target.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """What a checkout has that matters, with weights under some names even where none ship yet."""
+    folder = tmp_path_factory.mktemp("tree") / "timm_mix"
+    folder.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    unwanted = shutil.ignore_patterns("__pycache__", ".*")
+    shutil.copytree(ROOT / "timm_mix", folder / "timm_mix", ignore=unwanted)
+    shutil.copytree(ROOT / "model_cards" / "weights", folder / "model_cards" / "weights", ignore=unwanted)
+    for name in SHIPPED:
+        if not (folder / "model_cards" / "weights" / name).exists():
+            save_weights(folder / "model_cards" / "weights", name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, tmp_path_factory):
+    return _build("wheel", tree, tmp_path_factory.mktemp("wheel"))
+
+
+def _files(tree):
+    """Name in the wheel -> file of the tree."""
+    code = {str(path.relative_to(tree)): path for path in (tree / "timm_mix").rglob("*.py")}
+    weights = tree / "model_cards" / "weights"
+    return code | {f"timm_mix/_weights/{p.relative_to(weights)}": p for p in weights.rglob("*") if p.is_file()}
+
+
+def _assert_whole(wheel, tree):
+    wanted = _files(tree)
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert sorted(names) == sorted(wanted)
+        assert all(archive.read(name) == wanted[name].read_bytes() for name in names)
+
+
+def test_the_wheel_holds_the_package_and_its_weights_and_nothing_else(wheel, tree):
+    assert "timm_mix/_weights/mixmo_wrn16_2_m2.digits/model.safetensors" in _files(tree)
+    _assert_whole(wheel, tree)
+
+
+def test_the_source_distribution_makes_the_same_wheel(tree, tmp_path):
+    (tmp_path / "sdist").mkdir()
+    (tmp_path / "wheel").mkdir()
+    with tarfile.open(_build("sdist", tree, tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [unpacked] = tmp_path.glob("timm_mix-*")
+    _assert_whole(_build("wheel", unpacked, tmp_path / "wheel"), tree)
+
+
+def test_every_package_is_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "timm_mix").rglob("__init__.py")}
+    assert set(declared) == found | {"timm_mix._weights"}
+
+
+# Runs with nothing but the installed package: every python block of the README, statement by statement.
+INSTALLED = '''
+import ast, pathlib, re, socket, sys
+import timm, torch
+import timm_mix
+
+target, readme = sys.argv[1:]
+assert pathlib.Path(timm_mix.__file__).is_relative_to(target), timm_mix.__file__
+
+def refuse(*args):
+    raise AssertionError("the network is not needed")
+
+socket.socket.connect = refuse
+torch.nn.init.trunc_normal_ = lambda tensor, **kwargs: tensor  # takes seconds, and nothing here looks at random weights
+assert "mixmo_wrn16_2_m2.digits" in timm.list_pretrained("*mixmo*")
+for name in timm.list_pretrained("*wrn16*"):
+    cfg = timm.create_model(name, pretrained=True).pretrained_cfg
+    assert pathlib.Path(cfg["file"]).is_relative_to(target)
+
+def published_checkpoint():
+    """Random tensors under the names of the published MixMo code."""
+    state = {}
+    for key, tensor in timm.create_model("mixmo_wrn28_10_m2", device="meta").state_dict().items():
+        for ours, theirs in (("encoders.", "list_conv1."), ("heads.", "list_fc."), ("core.", "")):
+            key = theirs + key.removeprefix(ours) if key.startswith(ours) else key
+        state[key.replace(".shortcut.", ".shortcut.0.")] = torch.ones(tensor.shape, dtype=tensor.dtype)
+    path = pathlib.Path("path/to/the/papers/checkpoint")
+    path.parent.mkdir(parents=True)
+    torch.save({"classifier_state_dict": state}, path)
+
+published_checkpoint()
+splitnet = timm.create_model("splitnet_wrn16_4_s2", num_classes=37)
+images = torch.randn(4, 3, 32, 32)
+masks = torch.full((4, 2, 1, 32, 32), 0.5)
+given = {
+    **{"timm": timm, "timm_mix": timm_mix, "torch": torch, "x": images, "images": images, "criterion": None},
+    **{"xs": images[:, None].repeat(1, 2, 1, 1, 1), "views": images[:, None].repeat(1, 2, 1, 1, 1), "masks": masks},
+    **{"target": torch.randint(37, (4,))},
+}
+blocks = re.findall(r"```python\\n(.*?)```", pathlib.Path(readme).read_text(), flags=re.DOTALL)
+for block in blocks:
+    space = {**given, "model": timm.create_model("mixmo_wrn16_2_m2", num_classes=37)}
+    lines = block.splitlines()
+    for statement in ast.parse(block).body:
+        text = "\\n".join(lines[statement.lineno - 1 : statement.end_lineno])
+        of_splitnet = "# SplitNet" in text
+        exec(text, {**space, "model": splitnet} if of_splitnet else space)
+print(len(blocks), "blocks")
+'''
+
+
+def test_the_installed_wheel_does_what_the_readme_shows(wheel, tmp_path):
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True)
+    (tmp_path / "work").mkdir()
+    script = tmp_path / "work" / "installed.py"
+    script.write_text(INSTALLED)
+    environment = {**os.environ, "PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(target), str(ROOT / "README.md")]
+    done = subprocess.run(command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-2]) >= 4
