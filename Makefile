@@ -1,10 +1,10 @@
 # Each target makes its own .venv when it is missing and reuses it when it is not.
-#   make demo   make test   make lint   make timm-suite   make benchmark   make chaos
+#   make demo   make test   make lint   make timm-suite   make benchmark   make chaos   make hub-matrix
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format timm-suite benchmark chaos clean
+.PHONY: demo test lint format timm-suite benchmark chaos hub-matrix clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed-%: pyproject.toml
@@ -37,6 +37,10 @@ benchmark: $(VENV)/.installed-dev
 # Runs that are killed, out of disk space or robbed of their newest checkpoint end like uninterrupted ones (minutes).
 chaos: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=train_scripts $(BIN)/python tests/chaos.py
+
+# Every family through a loopback Hub by both upload protocols, pushes killed at every request, faults that take minutes.
+hub-matrix: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m hub_matrix --timeout 1800
 
 clean:
 	rm -rf $(VENV) .timm_suite .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 import timm_mix
 from timm_mix.functional.splitnet import divided_weight_decay
+from timm_mix.hub import local_name
 from timm_mix.mixers import create_mixer
 from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks._mixer import MixerTask
@@ -89,10 +90,11 @@ def build_model(config: Config, num_classes: int | None, **more: Any) -> nn.Modu
     if config.initial_checkpoint is not None and not Path(config.initial_checkpoint).is_file():
         raise UsageError(f"--initial-checkpoint wants a file of weights, {config.initial_checkpoint} is no file")
     with user_errors(f"create model {config.model!r}"):
+        name = local_name(config.model)  # what comes from the Hub is checked before it is built
         if more.get("device") == "meta":
-            return timm.create_model(config.model, **kwargs)
+            return timm.create_model(name, **kwargs)
         model = timm.create_model(
-            config.model, pretrained=config.pretrained, checkpoint_path=config.initial_checkpoint, **kwargs
+            name, pretrained=config.pretrained, checkpoint_path=config.initial_checkpoint, **kwargs
         )
         if config.grad_checkpointing:
             model.set_grad_checkpointing(enable=True)

@@ -1,0 +1,138 @@
+"""What a repository is to hold: a saved folder, read and checked before anything is sent.
+
+Weights travel as safetensors only. What is not on the list below stays at home: checkpoints, hidden files, notes.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+
+from timm_mix._short_card import Facts, own_file, read_card
+
+__all__ = ["CARD", "CONFIG", "OF_THE_WEIGHTS", "WEIGHTS", "Release", "read_release"]
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+# what may stand beside them; the first two speak of the weights, so that old ones go when the new ones have none
+OF_THE_WEIGHTS = ("results.json", "recipe.yaml")
+_OTHERS = (*OF_THE_WEIGHTS, "LICENSE")
+_PICTURES = (".png",)
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".pth.tar")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A folder as it goes to the Hub.
+
+    files: name in the repository -> content, or the path of the weights.
+    ignored: names that stay at home.
+    """
+
+    folder: Path
+    facts: Facts
+    files: dict[str, bytes | Path]
+    ignored: tuple[str, ...]
+    license: str
+    written: int  # when the weights were, in ns
+
+    @property
+    def card(self) -> str:
+        content = self.files[CARD]
+        assert isinstance(content, bytes)
+        return content.decode("utf-8-sig")
+
+    def check_unmoved(self) -> None:
+        """Raises ValueError where the weights have been written again since they were read."""
+        if (self.folder / WEIGHTS).stat().st_mtime_ns != self.written:
+            raise ValueError(f"{self.folder} was saved again while it was pushed; nothing is committed; push it again")
+
+
+def read_release(folder: Path, repo_id: str, *, license: str | None = None, ensemble: Release | None = None) -> Release:
+    """Read and check a folder that save_pretrained wrote.
+
+    Args:
+        license: for a card that names none, or where there is no card: a short one is then written.
+        ensemble: whose folded network this is; the licence is then the ensemble's.
+    Raises:
+        ValueError: something is missing, torn, a pickle, or does not fit together.
+    """
+    names = _names(folder)
+    written = (folder / WEIGHTS).stat().st_mtime_ns
+    architecture, model = _network(folder)
+    _check_weights(folder / WEIGHTS, model)
+    files: dict[str, bytes | Path] = {WEIGHTS: folder / WEIGHTS}
+    kept = [name for name in names if name in (CONFIG, *_OTHERS) or name.lower().endswith(_PICTURES)]
+    files.update({name: (folder / name).read_bytes() for name in kept})
+    source = own_file(architecture)
+    if source:
+        files[source.name] = source.read_bytes()
+    members = getattr(model, "num_members", 0)
+    facts = Facts(architecture, repo_id, members, source.name if source else None)
+    if ensemble:
+        facts = replace(facts, ensemble=ensemble.facts.repo_id, ensemble_card=ensemble.card)
+    files[CARD], license = read_card(folder / CARD, license, facts)
+    ignored = tuple(name for name in names if name not in files)
+    return Release(folder, facts, files, ignored, license, written)
+
+
+def _names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise ValueError(f"wanted a folder that save_pretrained wrote, got {folder}, which is no folder")
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in names if name.lower().endswith(_PICKLES)]
+    if pickles:
+        raise ValueError(
+            f"{folder} holds {', '.join(pickles[:3])}: pickled weights run code when they are loaded and are never "
+            "pushed; move them away and keep model.safetensors"
+        )
+    for name in (CONFIG, WEIGHTS):
+        if name not in names:
+            raise ValueError(f"{folder} lacks {name}; wanted a folder that save_pretrained wrote")
+    return names
+
+
+def _network(folder: Path) -> tuple[str, Any]:
+    """The architecture's name, and the network that config.json builds, without memory for its weights."""
+    try:
+        architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / CONFIG} is not a model's config ({error!r}); save the model again") from error
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise ValueError(f"{folder / CONFIG} names the architecture {architecture!r}, which timm and timm_mix lack")
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    except Exception as error:  # whatever a constructor makes of wrong arguments
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder / CONFIG} does not build {architecture}: {reason}") from error
+    # where these differ timm loads the weights without the classifier, and says so to nobody
+    cfg, classes = model.pretrained_cfg, model.num_classes
+    if cfg["num_classes"] != classes:
+        wrong = f"num_classes is {cfg['num_classes']}"
+    elif isinstance(cfg.get("label_names"), (list, tuple)) and len(cfg["label_names"]) != classes:
+        wrong = f"{len(cfg['label_names'])} label_names"
+    else:
+        return architecture, model
+    raise ValueError(
+        f"{folder / CONFIG} contradicts itself: {wrong}, and the network has {classes} classes; save the model again"
+    )
+
+
+def _check_weights(path: Path, model: Any) -> None:
+    wanted = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    try:
+        with safe_open(path, "pt") as file:
+            given = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); save the model again") from error
+    wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+    if wrong:
+        key = wrong[0]
+        raise ValueError(
+            f"{path} does not fit {CONFIG}: {len(wrong)} tensors differ, the first is {key}: wanted shape "
+            f"{wanted.get(key, 'nothing')}, got {given.get(key, 'nothing')}; save the model again"
+        )

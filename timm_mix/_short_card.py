@@ -1,0 +1,125 @@
+"""The card of a folder: as it lies there, or a short one that says how to load it and under which licence it is."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from timm.models import model_entrypoint
+
+__all__ = ["Facts", "how_to_load", "own_file", "read_card"]
+
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_FRONT = re.compile(r"^\s*---\r?\n.*?\r?\n---[ \t]*(\r?\n|$)", re.DOTALL)
+_INHERITED = ("license_name", "license_link", "datasets")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card says.
+
+    members: how many networks vote, 0 for a plain model.
+    own_file: name of the one file that teaches timm the architecture, None where timm has it or one is not enough.
+    ensemble, ensemble_card: the repository and the card of the ensemble whose folded network this is.
+    """
+
+    architecture: str
+    repo_id: str
+    members: int = 0
+    own_file: str | None = None
+    ensemble: str | None = None
+    ensemble_card: str = ""
+
+
+def how_to_load(facts: Facts, revision: str | None = None) -> str:
+    """The line that loads it: plain timm knows its own architectures only."""
+    at = f"@{revision}" if revision else ""
+    ours = f"timm, {Path(facts.own_file).stem}" if facts.own_file else "timm, timm_mix"
+    names = ours if _is_ours(facts.architecture) else "timm"
+    return f'import {names}; model = timm.create_model("hf-hub:{facts.repo_id}{at}", pretrained=True)'
+
+
+def own_file(architecture: str) -> Path | None:
+    """The backbones for small images are files that need timm only, one per family."""
+    module = sys.modules[model_entrypoint(architecture).__module__]
+    if _is_ours(architecture) and module.__name__.endswith("_cifar") and module.__file__:
+        return Path(module.__file__)
+    return None
+
+
+def read_card(path: Path, license: str | None, facts: Facts) -> tuple[bytes, str]:
+    """The card and its licence; what names its licence is left as it lies there.
+
+    Raises:
+        ValueError: there is no licence, another one than the given, or no valid metadata.
+    """
+    given = path.read_bytes() if path.is_file() else _short_text(facts).encode()
+    card = _parse(path, given)
+    data: Any = card.data
+    named = data.license
+    if named is None and license is None:
+        raise ValueError(f"{path} names no licence and none is given; give one, e.g. apache-2.0 or cc-by-nc-4.0")
+    if license is not None and named not in (None, license):
+        raise ValueError(f"the licence given is {license!r}, but {path} says {named!r}; make them agree")
+    used = named or license
+    if not isinstance(used, str) or not _LICENSE.fullmatch(used):
+        raise ValueError(f"a licence is named by the Hub's identifier, such as apache-2.0, got {used!r}")
+    if named is not None:
+        return given, used
+    for key, value in {**_metadata(facts), "license": used}.items():
+        if getattr(data, key, None) is None:
+            setattr(data, key, value)
+    return str(card).encode(), used
+
+
+def _parse(path: Path, content: bytes) -> ModelCard:
+    try:
+        text = content.decode("utf-8-sig")
+        return ModelCard(text if _FRONT.match(text) else f"---\n{{}}\n---\n{text}")
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} has no valid metadata between its --- lines: {reason}") from error
+
+
+def _metadata(facts: Facts) -> dict[str, Any]:
+    ours = facts.members or facts.ensemble or _is_ours(facts.architecture)
+    found: dict[str, Any] = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", *(["timm_mix"] if ours else [])],
+    }
+    if facts.ensemble:
+        inherited = ModelCard(facts.ensemble_card).data.to_dict()
+        found |= {key: inherited[key] for key in _INHERITED if key in inherited}
+        found["base_model"] = facts.ensemble
+    return found
+
+
+def _short_text(facts: Facts) -> str:
+    name = facts.repo_id.rpartition("/")[2]
+    what = f"`{facts.architecture}`, an image classifier."
+    if facts.ensemble:
+        what = (
+            f"The ensemble [{facts.ensemble}](https://huggingface.co/{facts.ensemble}) folded into one plain "
+            f"`{facts.architecture}`: the same logits at the cost of one network."
+        )
+    elif facts.members:
+        what = f"`{facts.architecture}`: {facts.members} members that vote, trained with timm_mix."
+    code = "\n".join(how_to_load(facts).split("; "))
+    note = ""
+    if facts.own_file:
+        note = (
+            f"timm itself lacks this architecture; the file `{facts.own_file}` of this repository teaches it "
+            f"(`hf download {facts.repo_id} {facts.own_file} --local-dir .`), and so does `import timm_mix`. Without "
+            'either timm says "Unknown model".\n'
+        )
+    elif _is_ours(facts.architecture):
+        note = 'timm itself lacks this architecture: without `import timm_mix` it says "Unknown model".\n'
+    return f"# {name}\n\n{what}\n\n```python\n{code}\n```\n" + (f"\n{note}" if note else "")
+
+
+def _is_ours(architecture: str) -> bool:
+    return model_entrypoint(architecture).__module__.startswith("timm_mix.")
