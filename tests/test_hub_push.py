@@ -16,6 +16,7 @@ from timm_mix._hub_errors import HubError, hub_errors, with_retries
 from timm_mix._release import read_release
 from timm_mix._short_card import Facts, how_to_load
 from timm_mix.hub import push_to_hub, save_pretrained
+from timm_mix.models._pretrained import shipped_folder
 
 
 @pytest.fixture(scope="module")
@@ -333,3 +334,15 @@ def test_offline_mode_is_not_waited_for(waits):
     with pytest.raises(OfflineModeIsEnabled):
         with_retries(_failing(OfflineModeIsEnabled("no")))
     assert waits == []
+
+
+def test_a_generated_card_names_the_repository_that_it_goes_to(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(shipped_folder() / "mixmo_wrn16_2_m2.digits", folder)
+    own = (folder / "README.md").read_text()
+    card = read_release(folder, "alice/m").card
+    assert 'create_model("hf-hub:alice/m", pretrained=True)' in card
+    assert "timm-mix/mixmo" in own
+    assert "timm-mix/mixmo" not in card
+    (folder / "README.md").write_text(own + "My own words.\n")
+    assert read_release(folder, "alice/m").card == own + "My own words.\n"

@@ -26,7 +26,7 @@ ALLOWED = {
     "hub": {"functional", "models", "tasks", "mixers", "metrics", "_hub_errors", "_pull", "_push", "_release"},
     "_hub_errors": set(),
     "_pull": {"_hub_errors", "version"},
-    "_release": {"_short_card"},
+    "_release": {"_short_card", "card"},
     "_short_card": set(),
     "_remote": {"_hub_errors", "version"},
     "_push": {"_hub_errors", "_release", "_remote", "_short_card"},

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from timm_mix._short_card import Facts, own_file, read_card
+from timm_mix.card import make_card
 
 __all__ = ["CARD", "CONFIG", "OF_THE_WEIGHTS", "WEIGHTS", "Release", "read_release"]
 
@@ -74,9 +75,22 @@ def read_release(folder: Path, repo_id: str, *, license: str | None = None, ense
     facts = Facts(architecture, repo_id, members, source.name if source else None)
     if ensemble:
         facts = replace(facts, ensemble=ensemble.facts.repo_id, ensemble_card=ensemble.card)
-    files[CARD], license = read_card(folder / CARD, license, facts)
+    files[CARD], license = read_card(folder / CARD, _card_text(folder, repo_id), license, facts)
     ignored = tuple(name for name in names if name not in files)
     return Release(folder, facts, files, ignored, license, written)
+
+
+def _card_text(folder: Path, repo_id: str) -> bytes | None:
+    """The card that lies there; one that was generated is generated for the repository that it goes to."""
+    path = folder / CARD
+    if not path.is_file():
+        return None
+    text = path.read_bytes()
+    try:
+        generated = text == str(make_card(folder)).encode()
+    except (ValueError, KeyError, TypeError):  # no results of a release: the card is somebody's own
+        return text
+    return str(make_card(folder, repo_id=repo_id)).encode() if generated else text
 
 
 def _names(folder: Path) -> list[str]:

@@ -50,13 +50,16 @@ def own_file(architecture: str) -> Path | None:
     return None
 
 
-def read_card(path: Path, license: str | None, facts: Facts) -> tuple[bytes, str]:
-    """The card and its licence; what names its licence is left as it lies there.
+def read_card(path: Path, text: bytes | None, license: str | None, facts: Facts) -> tuple[bytes, str]:
+    """The card and its licence; a text that names its licence stays as it is.
 
+    Args:
+        path: where the card lies, or would; for the errors.
+        text: None: a short one is written.
     Raises:
         ValueError: there is no licence, another one than the given, or no valid metadata.
     """
-    given = path.read_bytes() if path.is_file() else _short_text(facts).encode()
+    given = _short_text(facts).encode() if text is None else text
     card = _parse(path, given)
     data: Any = card.data
     named = data.license
