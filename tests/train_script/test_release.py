@@ -38,6 +38,7 @@ MODELS = {
     "mixmo": ["--model", "mixmo_wrn16_2_m2", "--task", "mixmo", "--mix", "prob=0.5"],
     "splitnet": ["--model", "splitnet", "--model-kwargs", "backbone=wrn16_4", "split=2", "--task", "cotraining"],
     "deep": ["--model", "wrn16_2", "--model-kwargs", "depth=10"],
+    "plain": ["--model", "wrn16_2"],
 }
 
 
@@ -94,6 +95,11 @@ def _validated(flags, output):
 def test_a_release_is_complete(released, name):
     assert_complete(released / name)
     assert (released / name / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_a_network_has_by_default_does_not_keep_it_from_a_tag(runs, tmp_path):
+    assert "global_pool" in json.loads((runs / "plain" / "model" / "config.json").read_text())["model_args"]
+    assert _release(runs / "plain", tmp_path, "--tag", "recursivemix_digits")["name"] == "wrn16_2.recursivemix_digits"
 
 
 def test_weights_are_the_runs_in_float16(runs, released):

@@ -15,6 +15,7 @@ from typing import Any
 import timm
 import yaml
 from timm.data import resolve_data_config
+from timm.models._input import get_model_args
 from torch import nn
 
 from timm_mix.card import RELEASE, file_hash, make_card
@@ -143,8 +144,9 @@ def _registered_name(model: Any) -> tuple[str, dict[str, Any]]:
         count, letter = _WRAPPERS[arch]
         named = f"{arch}_{args.get('backbone')}_{letter}{args.get(count)}"
         if timm.is_model(named):
-            return named, {key: value for key, value in args.items() if key not in ("backbone", count)}
-    return arch, args
+            arch, args = named, {key: value for key, value in args.items() if key not in ("backbone", count)}
+    plain = get_model_args(timm.create_model(arch))  # timm saves what a network has by default, too
+    return arch, {key: value for key, value in args.items() if key not in plain or plain[key] != value}
 
 
 def _as_registered(model: Any, arch: str, data_config: dict[str, Any], license: str) -> nn.Module:
