@@ -412,7 +412,7 @@ MISTAKES = {
     "no such split": (["--split", "tset"], "must hold the split 'tset', it holds train, val"),
     "one class": (["--data-dir", "{root}/one"], r"needs at least 2 classes, the data have 1 \(ant\)"),
     "one image": (["--data-dir", "{root}/single"], "needs at least 2 images, got 1; give another --split"),
-    "torn image": (["--data-dir", "{broken}"], r"cannot read image .*bee/1.png: .*; replace it or take it out"),
+    "torn image": (["--data-dir", "{broken}"], r"bee/1.png is no image that can be read \(.*\): replace or remove it"),
     "fold of a plain model": (
         ["--model", "{root}/plain", "--fold"],
         "--fold is for mixmo models, got .*plain; drop",
@@ -482,6 +482,6 @@ def test_the_script_itself_ends_with_one_line_and_status_two(material, broken_im
     flags = _mistaken("torn image", material, broken_images, saved, images)
     done = _process([sys.executable, str(VALIDATE), *flags])
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: cannot read image ")
+    assert "is no image that can be read" in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""

@@ -24,15 +24,16 @@ import yaml
 from trainkit.config import Config, load_recipe
 from trainkit.errors import UsageError
 from trainkit.files import write_whole
+from trainkit.sources import is_stream
 from trainkit.suites import Run
 
 __all__ = ["Failure", "Progress", "locked", "progress_of", "run_all"]
 
 TRAIN = (sys.executable, str(Path(__file__).resolve().parents[1] / "train.py"))
 POLL_SECONDS = 0.1
-# change nothing of what comes out
+# change nothing of what comes out (workers: but for a stream)
 _FREE = (
-    *("output", "experiment", "resume", "pin_mem"),
+    *("output", "experiment", "resume", "pin_mem", "workers"),
     *("checkpoint_interval", "checkpoint_hist", "tracker", "log_interval"),
 )
 
@@ -216,7 +217,8 @@ def _check_same(run: Run, made_with: dict[str, Any]) -> None:
     wanted, default = _plain(run.config), _plain(Config())
     for name, value in wanted.items():
         before = made_with.get(name, default[name])
-        if name not in _FREE and before != value:
+        free = name in _FREE and not (name == "workers" and is_stream(run.config.dataset))
+        if not free and before != value:
             raise UsageError(
                 f"{run.folder} was made with {name}={before}, the suite wants {value}: "
                 "remove that folder, or give another --output"

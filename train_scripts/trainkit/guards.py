@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 from trainkit.config import Config
 from trainkit.errors import UsageError
 from trainkit.signals import Agreement
+from trainkit.sources import is_stream
 
 __all__ = ["LossGuard", "check_classes", "check_facts", "check_recipe"]
 
-# settings that do not change what is learnt: where, how fast and how loudly a run works
+# settings that do not change what is learnt: where, how fast and how loudly a run works (workers: but for a stream)
 FREE = {
     *("workers", "pin_mem", "data_dir", "dataset_download", "validation_batch_size", "pretrained"),
     *("initial_checkpoint", "grad_checkpointing", "channels_last", "torchcompile", "cpu", "member_parallel"),
@@ -83,10 +84,11 @@ def check_recipe(path: Path, made_with: dict[str, Any], config: Config) -> None:
         UsageError: a setting that changes what is learnt is another one now.
     """
     given = dataclasses.asdict(config)
+    free = FREE - {"workers"} if is_stream(config.dataset) else FREE
     changed = {
         spec.name: (made_with.get(spec.name, _default(spec)), given[spec.name])
         for spec in dataclasses.fields(config)
-        if spec.name not in FREE and made_with.get(spec.name, _default(spec)) != given[spec.name]
+        if spec.name not in free and made_with.get(spec.name, _default(spec)) != given[spec.name]
     }
     if not changed:
         return

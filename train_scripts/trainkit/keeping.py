@@ -27,6 +27,7 @@ class Progress:
     """A place between two updates.
 
     epoch: the running one, from 0.   batch, update: batches of it and updates of the run that are done.
+    trained: all of its batches are, and the processes' BatchNorm statistics are one; evaluation is what is left.
     lr: at the beginning of the epoch.   seconds: of training in it.   history: a row for every epoch before it.
     sums: of what the task reported in it, in this process.
     """
@@ -34,6 +35,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     update: int = 0
+    trained: bool = False
     lr: float | None = None
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -41,7 +43,8 @@ class Progress:
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         self.history.append(row)
-        self.epoch, self.batch, self.lr, self.seconds, self.sums = self.epoch + 1, 0, None, 0.0, {}
+        self.epoch, self.batch, self.trained = self.epoch + 1, 0, False
+        self.lr, self.seconds, self.sums = None, 0.0, {}
 
     @property
     def at_best(self) -> bool:
@@ -155,4 +158,4 @@ def report_unwritten(what: str, error: OSError, *, final: bool) -> None:
     print(f"warning: {line}; going on, the older one stays", file=sys.stderr, flush=True)
 
 
-_PLACE = ("epoch", "batch", "update", "lr", "seconds", "history")
+_PLACE = ("epoch", "batch", "update", "trained", "lr", "seconds", "history")

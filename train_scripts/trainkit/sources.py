@@ -1,7 +1,8 @@
 """Datasets by name, with timm's names and one-line errors.
 
-`open_dataset` is timm's `create_dataset` with two differences: the name "digits" gives data that need no download, and
-a user's mistake is one line.
+`open_dataset` is timm's `create_dataset` with these differences: the name "digits" gives data that need no download, an
+image that cannot be read is an error (`StrictImages`; a stream leaves it out, as its reader does), folders are searched
+for all of `ENDINGS`, and a user's mistake is one line.
 """
 
 import importlib.util
@@ -13,15 +14,17 @@ from typing import Any
 import timm.data
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from trainkit.digits import EVAL_SPLITS, TRAIN_SPLITS, Digits
 from trainkit.errors import UsageError
+from trainkit.reading import ENDINGS, StrictImages
 
-__all__ = ["check_splits", "class_names", "open_dataset"]
+__all__ = ["check_splits", "class_names", "is_stream", "open_dataset"]
 
 FOLDER_NAMES = ("", "folder", "image_folder", "imagefolder", "tar")  # timm reads a folder or a tar for each
 PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
+STREAMS = ("hfids", "tfds", "wds")
 TORCH_NAMES = "cifar10, cifar100, mnist, kmnist, fashion_mnist, qmnist, imagenet, places365, inaturalist, image_folder"
 TORCH_OWN_SPLITS = ("imagenet", "places365", "inaturalist", "inat")  # torchvision checks the split of these itself
 SPLIT_NAMES = TRAIN_SPLITS + EVAL_SPLITS
@@ -77,13 +80,26 @@ def open_dataset(
         _check_root(name, root, exists=False)
     settings = {"class_map": class_map, "batch_size": batch_size, "seed": seed, "input_img_mode": input_img_mode}
     settings.update(search_split=False, download=download, is_training=is_training, **kw)
+    timms_folder = prefix == "folder" and not target.lower().startswith("torch/") and Path(root or "").is_dir()
+    if timms_folder:
+        settings.setdefault("input_key", ";".join(ENDINGS))
     try:
         dataset = timm.data.create_dataset(target, root=root and os.fspath(root), split=split, **settings)
     except (AssertionError, ImportError, KeyError, OSError, RuntimeError, ValueError, tarfile.TarError) as error:
         raise UsageError(_describe_failure(prefix, name, root, split, error)) from error
     if class_names(dataset) == [""]:
         raise UsageError(f"{root} must hold one folder per class, it holds the images themselves: sort them by class")
-    return dataset
+    if timms_folder and is_training and not class_map:
+        _check_every_class(os.fspath(root or ""), dataset.reader.samples)
+    return dataset if isinstance(dataset, IterableDataset) else StrictImages(dataset, input_img_mode)
+
+
+def is_stream(name: str) -> bool:
+    """Whether a data set is read from its beginning to its end: then its workers deal out and shuffle the samples.
+
+    Of any other the number of workers changes nothing that is drawn, see `trainkit.data`.
+    """
+    return name.partition("/")[0].lower() in STREAMS
 
 
 def class_names(dataset: Dataset) -> list[str] | None:
@@ -173,6 +189,19 @@ def _split_folders(root: Path) -> list[str]:
     if len(splits) == len(folders):
         return splits
     return [name for name in splits if any(entry.is_dir() for entry in (root / name).iterdir())]
+
+
+def _check_every_class(root: str, samples: list[tuple[str, int]]) -> None:
+    """timm has no class for a folder without images."""
+    first = len(os.path.join(root, ""))
+    used = {path[first:].partition(os.sep)[0] for path, _ in samples}
+    empty = [entry.name for entry in Path(root).iterdir() if entry.is_dir() and entry.name[0] != "."]
+    empty = sorted(name for name in empty if name not in used)
+    if empty:
+        raise UsageError(
+            f"every class needs training images, {', '.join(map(repr, empty[:5]))} in {root} has none: add some or "
+            "remove the folder"
+        )
 
 
 def _check_torch_split(name: str, split: str) -> None:
