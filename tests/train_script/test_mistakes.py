@@ -28,7 +28,7 @@ MISTAKES = {
     "unknown dataset": (["--dataset", "digit"], "a dataset is named digits, .* got 'digit'"),
     "no data folder": (["--data-dir", "{root}/nowhere"], "nowhere does not exist: correct the path"),
     "empty data folder": (["--data-dir", "{root}/empty"], "cannot be opened: Found 0 images"),
-    "one split twice": (["--val-split", "train"], "must be different images, both are"),
+    "one split twice": (["--val-split", "train"], "must be different images, both have"),
     "too few classes": (["--num-classes", "2"], "the data have 3 classes, got --num-classes 2"),
     "batch too large": (["--batch-size", "37"], "one step needs 37 distinct images .* the dataset has 36"),
     "odd repeats": (["--batch-repeats", "3"], r"batch_size must be a multiple of repeats \(3\), got 8"),
@@ -81,7 +81,7 @@ MISTAKES = {
     "half a range": (["--aug", "imagenet", "--scale", "0.5"], "scale"),
     "augmentation": (["--scale", "0.5", "1"], "the transform style 'small' has no option scale"),
     "float16": (["--amp", "--amp-dtype", "float16"], "--amp-dtype float16 needs a GPU; take bfloat16 on the CPU"),
-    "negative seed": (["--seed", "-1"], "seed must be at least 0, got -1"),
+    "negative seed": (["--seed", "-1"], r"seed must lie in \[0, 2\*\*63\), got -1"),
     "missing weights": (["--initial-checkpoint", "{root}/no.pt"], "no.pt"),
     "output in a file": (["--output", "{root}/key.yaml"], "key.yaml"),
     "missing checkpoint": (
@@ -95,10 +95,13 @@ MISTAKES = {
         ["--resume", "{root}/longer.pt"],
         r"longer.pt was made with epochs=7, lr=0.7, got epochs=1, lr=0.05; resume with the same, or start anew \(--exp",
     ),
-    "checkpoint of two processes": (["--resume", "{root}/wider.pt"], "was made with 2 processes, got 1; resume with"),
+    "checkpoint of two processes": (
+        ["--resume", "{root}/wider.pt"],
+        "was made with 2 processes, got 1 processes; resume with",
+    ),
     "checkpoint of other data": (
         ["--resume", "{root}/larger.pt"],
-        "was made with 37 train_images, got 36; resume with",
+        "was made with 37 train_images, got 36 train_images; resume with",
     ),
     "no checkpoints": (["--checkpoint-hist", "0"], "checkpoint_hist must be >= 1, got 0"),
     "checkpoint interval": (["--checkpoint-interval", "0"], "checkpoint_interval must be >= 1, got 0"),

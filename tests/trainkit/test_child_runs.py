@@ -14,7 +14,7 @@ from suite_files import a_suite, write_results
 from trainkit import child_runs
 from trainkit.child_runs import Failure, Progress, locked, progress_of, run_all
 from trainkit.config import Config, load_recipe
-from trainkit.errors import UsageError
+from trainkit.errors import Stopped, UsageError
 from trainkit.suites import Run
 
 # argv: this code, --config, recipe, --resume, auto; `answer.json` beside the recipe becomes the results
@@ -185,10 +185,10 @@ def test_a_signal_is_passed_on_once_and_nothing_more_is_started(number, runs):
     before, outcomes = signal.getsignal(number), []
     sender = threading.Thread(target=send)
     sender.start()
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(Stopped, match=f"^stopped by {number.name}; the same command goes on") as caught:
         run_all(runs, jobs=2, finished=lambda *outcome: outcomes.append(outcome), train=fake(SLOWLY))
     sender.join()
-    assert caught.value.code == 128 + number
+    assert caught.value.status == 128 + number
     assert [(run.folder / "stopped").read_text() for run in runs[:2]] == [f"{number:d} "] * 2
     assert not any(run.folder.exists() for run in runs[2:])
     assert outcomes == []  # a run that was stopped has not failed

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 
 from timm_mix.mixers import MIXERS
 from trainkit.errors import UsageError
+from trainkit.ranges import check_ranges
 from trainkit.settings import check_settings, checked, parse_pairs, parser_of, read_yaml
 
 __all__ = ["Config", "load_recipe", "parse_config"]
@@ -20,11 +21,6 @@ Floats = tuple[float, ...]
 _ABOUT = "Train an image classifier: mixed inputs, divided networks, or plain."
 TASKS = ("classification", "mixmo", "cotraining", "recursivemix", "automix", "manifoldmixup")
 TRACKERS = ("tensorboard", "wandb", "csv")
-_AT_LEAST_ONE = (
-    *("num_classes", "in_chans", "img_size", "views", "batch_size", "validation_batch_size", "batch_repeats"),
-    *("grad_accum_steps", "epochs", "log_interval"),
-    *("checkpoint_interval", "checkpoint_hist"),
-)
 
 
 @dataclass(frozen=True)
@@ -179,35 +175,11 @@ class Config:
     export: str = field(default="last", metadata={"help": "weights of the saved model: last or best epoch"})
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be >= 1, got {value}")
-        for name in ("drop", "drop_path"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UsageError(f"{name} must lie in [0, 1), got {value}")
-        if self.padding is not None and self.padding < 0:
-            raise UsageError(f"padding must be >= 0, got {self.padding}")
-        for name in ("mixup", "cutmix", "l2_penalty"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise UsageError(f"{name} must be >= 0 and finite, got {value}")
-        for name in ("mixup_prob", "mixup_switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        check_ranges(self)
         if self.sched_after_warmup and not self.warmup_epochs < self.epochs:
             raise UsageError(
                 f"sched_after_warmup needs epochs after the warm-up, got {self.epochs} epochs with {self.warmup_epochs}"
             )
-        if not self.decay_epochs > 0:
-            raise UsageError(f"decay_epochs must be > 0, got {self.decay_epochs}")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise UsageError(f"std must be > 0, got {', '.join(map(str, self.std))}")
-        for name in ("scale", "ratio", "rescale", "reratio"):
-            value = getattr(self, name)
-            if value is not None and not (len(value) == 2 and value[0] <= value[1]):
-                raise UsageError(f"{name} must be two numbers, the smaller first, got {', '.join(map(str, value))}")
         choices = {
             "task": TASKS,
             "aug": ("small", "imagenet", "none"),

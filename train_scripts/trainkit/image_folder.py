@@ -97,6 +97,7 @@ def open_image_folder(
         if val_root is not None:
             validation = _find_images(val_root)
             _check_same_classes(train, validation)
+            _check_apart(train, validation)
             pairs = [_flat(found.images, classes) for found in (train, validation)]
             left_out = train.left_out + validation.left_out
         else:
@@ -158,11 +159,21 @@ def _find_images(root: Path) -> _Found:
                 images[folder.name].append(file)
             elif file.name.lower() not in _SIDECARS:
                 left_out[file.suffix.lower() or file.name] += 1
+    _check_once(images)
     found = _Found(root, images, left_out)
     if not any(images.values()):
         there = "the images themselves" if _has_images(root) else f"{_listed(left_out) or 'nothing'} instead"
         raise UsageError(f"{root} must hold one folder of images per class (.jpg, .png, .webp, ...), it holds {there}")
     return found
+
+
+def _check_once(images: dict[str, list[Path]]) -> None:
+    """No folder is come upon twice through links: its images would count twice, or for two classes."""
+    seen: dict[Path, Path] = {}
+    for folder in dict.fromkeys(file.parent for files in images.values() for file in files):
+        first = seen.setdefault(folder.resolve(), folder)
+        if first != folder:
+            raise UsageError(f"{first} and {folder} are one folder, whose images would count twice: remove a link")
 
 
 def _has_images(root: Path) -> bool:
@@ -209,6 +220,14 @@ def _check_same_classes(train: _Found, validation: _Found) -> None:
     where = [f"{_listed(names)} only in {root}" for root, names in alone.items() if names]
     if where:
         raise UsageError(f"training and validation must have the same class folders, got {' and '.join(where)}: rename")
+
+
+def _check_apart(train: _Found, validation: _Found) -> None:
+    """The splits have no folder in common, by whatever links."""
+    splits = (train.images, validation.images)
+    shared = set.intersection(*({file.parent.resolve() for files in x.values() for file in files} for x in splits))
+    if shared:
+        raise UsageError(f"training and validation must be different images, both have {min(shared)}: split the data")
 
 
 def _flat(images: dict[str, list[Path]], classes: list[str]) -> tuple[list[Path], np.ndarray]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from trainkit.checkpoint import VERSION, collect, put_back, read_checkpoint
 from trainkit.config import Config
 from trainkit.errors import UsageError
-from trainkit.guards import check_facts, check_recipe
+from trainkit.guards import check_run
 from trainkit.member_parallel import MemberParallel
 from trainkit.parallel import DataParallel
 from trainkit.results import score
@@ -58,7 +58,7 @@ class Keeper:
 
     Args:
         parts: task, optimizer, schedule and scaler, by these names.
-        facts: what has to be the same when the run goes on; see guards.check_facts.
+        facts: what has to be the same when the run goes on; see guards.check_run.
     """
 
     def __init__(
@@ -100,8 +100,7 @@ class Keeper:
         if path is None:
             return Progress()
         content = read_checkpoint(path, check=False)
-        check_recipe(path, content["config"], self.config)
-        check_facts(path, content["facts"], self.facts)
+        check_run(path, content["config"], self.config, content["facts"], self.facts)
         if content["config"]["member_parallel"] != self.config.member_parallel and self.accelerator.is_main_process:
             how = "a part of the model" if self.config.member_parallel else "the whole model"
             print(f"going on with {how} per process, whose augmentation is drawn otherwise", flush=True)

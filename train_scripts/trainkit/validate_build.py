@@ -134,6 +134,8 @@ def _settings(config: ValidateConfig, content: dict[str, Any] | None) -> Config:
     run = content["config"] if content is not None else {}
     settings = {name: run[name] for name in _FROM_RUN if name in run and name in known}
     name = config.model
+    if (Path(name) / "model" / "config.json").is_file() and not (Path(name) / "config.json").exists():
+        raise UsageError(f"--model wants a saved model's folder, {name} holds one: give {Path(name) / 'model'}")
     if name != config.checkpoint:
         if settings and settings.get("model") != name:
             settings.pop("model_kwargs", None)
