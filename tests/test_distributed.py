@@ -28,9 +28,6 @@ from trainkit.engine import Trainer
 from trainkit.sources import open_dataset
 from trainkit.transforms import create_transform
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "train_scripts" / "recipes" / "digits" / "mixmo_wrn16_2_m2.yaml"
 RANKS, BATCH, SIZE, K = 2, 5, 16, 7

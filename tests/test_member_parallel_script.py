@@ -13,9 +13,6 @@ from processes import finish, free_ports, place, start
 
 from train import main
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):

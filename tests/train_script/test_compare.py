@@ -13,9 +13,6 @@ from train import main as train
 from trainkit import child_runs
 from trainkit.errors import UsageError, run_script
 
-# timm leaves the files that it reads images from to the garbage collector
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 TABLES = {"table.md", "table.csv", "costs.md", "costs.csv", "table.png"}
 
 

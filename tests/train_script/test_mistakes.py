@@ -12,9 +12,6 @@ from script_runs import SCRIPT, SIZE, in_a_process
 from trainkit.checkpoint import VERSION, write_checkpoint
 from trainkit.config import parse_config
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 COTRAINING = ["--task", "cotraining", "--model", "splitnet", "--model-kwargs", "backbone=wrn16_2", "--mix", "weight=1"]
 # name: (flags over those of a good run, line); {root} is a folder with the files of `material`
 MISTAKES = {

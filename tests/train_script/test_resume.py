@@ -15,9 +15,6 @@ from script_runs import (
 
 from trainkit.engine import Trainer
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 
 @pytest.mark.parametrize(
     ("task", "workers", "place"),

@@ -26,9 +26,6 @@ from trainkit.robustness import fgsm, fgsm_scores, figures_of, sample_scores
 from trainkit.sources import open_dataset
 from trainkit.transforms import create_transform
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 B, K = 5, 7
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
 TO_PIXELS = create_transform("none", {**CONFIG, "mean": (0,) * 3, "std": (1,) * 3}, training=False)

@@ -9,9 +9,6 @@ from trainkit.errors import UsageError
 from trainkit.image_folder import find_unreadable, open_image_folder
 from trainkit.sources import class_names, open_dataset
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 
 def tree(root, **splits):
     """One folder of class folders per split."""
