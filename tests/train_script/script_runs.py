@@ -108,5 +108,9 @@ def _stop(*args):
 
 
 def in_a_process(command, **settings):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (SCRIPT.parents[1], SCRIPT.parent))),
+    }
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, **settings)
