@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from script_runs import SCRIPT, SIZE, in_a_process
 
 from trainkit.checkpoint import VERSION, write_checkpoint
@@ -26,6 +27,17 @@ MISTAKES = {
     "no data folder": (["--data-dir", "{root}/nowhere"], "nowhere does not exist: correct the path"),
     "empty data folder": (["--data-dir", "{root}/empty"], "cannot be opened: Found 0 images"),
     "one split twice": (["--val-split", "train"], "must be different images, both have"),
+    "one class": (["--data-dir", "{root}/single"], "the data must have at least two classes, got 1"),
+    "a class without images": (["--data-dir", "{root}/hole"], "every class needs training images, 'bee' in .*has none"),
+    "no classifier": (["--model-kwargs", "features_only=True"], "features_only makes no classifier of mixmo; drop it"),
+    "two means": (["--mean", "0.1", "0.2"], "mean must be one number, or 3 for the channels, got 2"),
+    "a rate that is none": (["--lr", "nan"], "lr must be >= 0 and finite, got nan"),
+    "a huge seed": (["--seed", "9" * 30], r"seed must lie in \[0, 2\*\*63\), got 99"),
+    "an output that cannot be written": (
+        ["--output", "/proc"],
+        "cannot write to /proc/mixmo .*: give another",
+    ),
+    "a checkpoint that is none": (["--resume", "{root}/key.yaml"], r"key.yaml \(no whole zip archive\); it is torn or"),
     "too few classes": (["--num-classes", "2"], "the data have 3 classes, got --num-classes 2"),
     "batch too large": (["--batch-size", "37"], "one step needs 37 distinct images .* the dataset has 36"),
     "odd repeats": (["--batch-repeats", "3"], r"batch_size must be a multiple of repeats \(3\), got 8"),
@@ -142,6 +154,10 @@ def material(tmp_path_factory):
     root = tmp_path_factory.mktemp("material")
     for split in ("train", "val"):
         (root / "empty" / split / "ant").mkdir(parents=True)
+    for name in ("single/train/ant", "single/val/ant", "hole/train/ant", "hole/val/ant", "hole/train/bee"):
+        (root / name).mkdir(parents=True)
+        if "bee" not in name:
+            Image.new("RGB", (SIZE, SIZE)).save(root / name / "0.png")
     (root / "key.yaml").write_text("epoch: 3\n")
     (root / "type.yaml").write_text("epochs: many\n")
     (root / "torn.yaml").write_text("mix: {alpha: \n")

@@ -98,6 +98,15 @@ def test_a_setting_that_is_younger_than_the_run_had_its_default(runs):
         progress_of(changed(runs[0], clip_mode="agc"))
 
 
+def test_the_number_of_workers_is_free_but_for_a_stream(runs):
+    write_results(runs[0])
+    assert progress_of(changed(runs[0], workers=5)).done
+    stream = changed(runs[0], dataset="wds/x")
+    write_results(stream)
+    with pytest.raises(UsageError, match="was made with workers=2, the suite wants 5: remove that folder"):
+        progress_of(changed(stream, workers=5))
+
+
 def test_a_checkpoint_without_results_has_the_settings_of_its_recipe(runs):
     run_all(runs[:1], train=fake(BADLY))
     assert progress_of(changed(runs[0], epochs=3)) == Progress(0, None)  # nothing there yet that could differ
@@ -153,6 +162,18 @@ def test_a_failed_run_keeps_no_other_from_running(runs):
     assert failure.run == runs[0]
     assert failure.reason == f"exit status 3: error: no such thing; see {runs[0].folder / 'train.log'}"
     assert progress_of(runs[1]).done
+
+
+def test_a_folder_that_is_removed_under_a_run_is_no_more_than_its_failure(runs):
+    code = "import pathlib, shutil, sys; shutil.rmtree(pathlib.Path(sys.argv[2]).parent); sys.exit(3)"
+    (failure,) = run_all(runs[:1], train=fake(code))
+    assert failure.reason == f"exit status 3; see {runs[0].folder / 'train.log'}"
+
+
+def test_a_folder_that_cannot_be_written_ends_the_suite_with_one_line(runs, tmp_path):
+    (tmp_path / "plain").write_text("a file in the place of the method's folder")
+    with pytest.raises(UsageError, match=r"cannot write to .*plain/seed3: "):
+        run_all(runs[:1], train=fake(WELL))
 
 
 def test_a_failure_says_what_ended_the_run(runs):
