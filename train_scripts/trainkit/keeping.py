@@ -98,6 +98,7 @@ class Keeper:
         """
         path = self._agreed_path()
         if path is None:
+            self._say_what_is_replaced()
             return Progress()
         content = read_checkpoint(path, check=False)
         check_run(path, content["config"], self.config, content["facts"], self.facts)
@@ -138,6 +139,14 @@ class Keeper:
         if told[1] is not None:
             raise UsageError(told[1])
         return told[0]
+
+    def _say_what_is_replaced(self) -> None:
+        """A run that begins in the folder of another one may be a forgotten flag."""
+        if self.accelerator.is_main_process and self.files.last.is_file():
+            line = (
+                f"warning: {self.config.folder} has a run, which this one replaces; --resume auto would go on with it"
+            )
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
     def _check_best(self, history: list[dict[str, Any]]) -> None:
         """The best of the epochs that are done has to be here."""
