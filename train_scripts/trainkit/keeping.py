@@ -143,9 +143,7 @@ class Keeper:
     def _say_what_is_replaced(self) -> None:
         """A run that begins in the folder of another one may be a forgotten flag."""
         if self.accelerator.is_main_process and self.files.last.is_file():
-            line = (
-                f"warning: {self.config.folder} has a run, which this one replaces; --resume auto would go on with it"
-            )
+            line = f"{self.config.folder} has a run, which this one replaces; --resume auto would go on with it"
             print(f"warning: {line}", file=sys.stderr, flush=True)
 
     def _check_best(self, history: list[dict[str, Any]]) -> None:
