@@ -97,6 +97,8 @@ def test_a_run_that_held_images_back_is_evaluated_on_these(finetune, digits, tmp
     assert evaluate(*other)["data"]["held_back"] is None
     with pytest.raises(UsageError, match=r"split must be one of train, .*, got 'vall'"):
         evaluate(*where, "--split", "vall")
+    with pytest.raises(UsageError, match=r"val_fraction must lie between 0 and 1, got 0\.0"):
+        evaluate(*where, "--val-fraction", "0")
 
 
 def test_an_evaluation_may_be_repeated_but_replaces_no_training_results(trained, saved, images, tmp_path):

@@ -32,13 +32,14 @@ def held_back(config: ValidateConfig) -> HeldBack | None:
     """
     run = _run_of(config)
     seed = run.get("seed", Config().seed) if config.val_seed is None else config.val_seed
-    found = HeldBack(config.val_fraction or run.get("val_fraction") or 0.0, seed, run.get("train_split", "train"))
-    if config.val_fraction is None and not (run.get("val_fraction") and _same_images(config, run)):
+    theirs = run.get("val_fraction") if _same_images(config, run) else None
+    fraction = theirs if config.val_fraction is None else config.val_fraction
+    if fraction is None:
         return None
     if config.dataset.lower() not in FOLDER_NAMES or config.data_dir is None or config.class_map:
         given = config.dataset or config.class_map or config.data_dir
         raise UsageError(f"val_fraction is for a folder of images, got {given}: drop it")
-    return found
+    return HeldBack(fraction, seed, run.get("train_split", "train"))
 
 
 def open_held_back(config: ValidateConfig, wanted: HeldBack) -> ImageFiles:
@@ -62,8 +63,10 @@ def _same_images(config: ValidateConfig, run: dict[str, Any]) -> bool:
 
 def _run_of(config: ValidateConfig) -> dict[str, Any]:
     """The settings of the run that made the model, from the results.json beside it; empty where there is none."""
-    own = config.checkpoint or config.model.removeprefix("local-dir:")
-    folder = Path(own).resolve().parent  # of model/, or checkpoints/
+    own = Path(config.checkpoint or config.model.removeprefix("local-dir:"))
+    if not own.exists():  # a name
+        return {}
+    folder = own.resolve().parent  # of model/, or checkpoints/
     path = (folder.parent if config.checkpoint else folder) / "results.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))["config"]
