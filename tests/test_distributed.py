@@ -6,19 +6,16 @@ Run as a script this file is one of the two processes: python tests/test_distrib
 import json
 import math
 import os
-import signal
-import socket
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from noisy_images import write_noise
+from processes import finish, free_ports, place, start
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,9 +24,6 @@ from trainkit.config import Config
 from trainkit.engine import Trainer
 from trainkit.sources import open_dataset
 from trainkit.transforms import create_transform
-
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "train_scripts" / "recipes" / "digits" / "mixmo_wrn16_2_m2.yaml"
@@ -141,39 +135,12 @@ def _one_process(name, seeds):
     return _gradients(model), alone, [float(loss.detach()) for loss in losses]
 
 
-def _environment(**more):
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What the two processes found."""
     out = tmp_path_factory.mktemp("ranks")
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "WORLD_SIZE": str(RANKS)}
-    shared |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "train_scripts")]), "LOCAL_WORLD_SIZE": str(RANKS)}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(out)],
-            env=_environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        for worker in workers:
-            printed = worker.communicate(timeout=150)[0]
-            assert worker.returncode == 0, printed
-    finally:
-        for worker in workers:
-            worker.kill()
+    [port] = free_ports(1)
+    finish(*[start(__file__, out, **place(rank, RANKS, port)) for rank in range(RANKS)])
     return [torch.load(out / f"rank{rank}.pt") for rank in range(RANKS)]
 
 
@@ -224,15 +191,7 @@ def test_automix_gradients_of_two_processes_are_the_mean_over_their_shares(ranks
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """train/ with 34 and val/ with 13 noisy images of two classes; RANKS * batch divides neither."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, counts in {"train": (17, 17), "val": (6, 7)}.items():
-        for label, count in enumerate(counts):
-            (root / split / f"class{label}").mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 230, (SIZE, SIZE, 3)) + 15 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"class{label}" / f"{number}.png")
-    return root
+    return write_noise(tmp_path_factory.mktemp("images"), SIZE, {"train": (17, 17), "val": (6, 7)})
 
 
 # writes down which process gives a file its final name
@@ -256,25 +215,13 @@ def launched(images, tmp_path_factory):
     (out / "watch" / "sitecustomize.py").write_text(WATCH)
     # with the launcher's own --cpu accelerate would start a single process, unless there is mpirun
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(RANKS), "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", _free_port()]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", *free_ports(1)]
     recipe = ["--config", str(RECIPE), "--dataset", "", "--data-dir", str(images), "--img-size", str(SIZE)]
     small = ["--epochs", "1", "--warmup-epochs", "0", "--batch-size", "4", "--batch-repeats", "1", "--workers", "0"]
     flags = [*recipe, *small, "--model-ema", "--model-ema-decay", "0.5", "--cpu"]
-    with subprocess.Popen(
-        [sys.executable, *launcher, "train_scripts/train.py", *flags, "--output", str(out), "--experiment", "run"],
-        env=_environment(PYTHONPATH=str(out / "watch"), RENAMES=str(out / "renames")),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as run:
-        try:
-            printed = run.communicate(timeout=150)[0]
-        except BaseException:
-            os.killpg(run.pid, signal.SIGKILL)  # a process that waits for another one outlives its launcher
-            raise
-    assert run.returncode == 0, printed
+    paths = os.pathsep.join(map(str, (out / "watch", ROOT, ROOT / "train_scripts")))
+    where = ["--output", out, "--experiment", "run"]
+    finish(start(*launcher, "train_scripts/train.py", *flags, *where, PYTHONPATH=paths, RENAMES=str(out / "renames")))
     return out
 
 

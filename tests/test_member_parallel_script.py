@@ -3,32 +3,20 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 from member_parallel_runs import BATCH, SIZE, S, difference, flags, forget_accelerator
-from PIL import Image
+from noisy_images import write_noise
 from processes import finish, free_ports, place, start
 
 from train import main
-
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """train/ with 21 and val/ with 7 noisy images of two classes."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for split, counts in {"train": (11, 10), "val": (3, 4)}.items():
-        for label, count in enumerate(counts):
-            (root / split / f"class{label}").mkdir(parents=True)
-            for number in range(count):
-                pixels = rng.integers(0, 230, (SIZE, SIZE, 3)) + 15 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"class{label}" / f"{number}.png")
-    return root
+    return write_noise(tmp_path_factory.mktemp("images"), SIZE, {"train": (11, 10), "val": (3, 4)})
 
 
 @pytest.fixture(scope="module")

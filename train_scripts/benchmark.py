@@ -27,10 +27,11 @@ from trainkit.bench.measure import MemoryRatio, Ratio
 from trainkit.bench.mixmo import bench_blocks, bench_masks, bench_members, bench_mixmo
 from trainkit.bench.recursivemix import bench_recursivemix
 from trainkit.bench.splitnet import bench_concurrent, bench_member_parallel, bench_splitnet
-from trainkit.errors import UsageError, run_script
-from trainkit.files import write_json
+from trainkit.errors import UsageError, run_script, user_errors
+from trainkit.files import check_folder, write_json
 from trainkit.member_twins import StepModel
 from trainkit.results import describe_machine
+from trainkit.settings import Parser
 
 Row = Ratio | MemoryRatio | StepModel
 
@@ -50,7 +51,7 @@ CASES: dict[str, Callable[[argparse.Namespace, torch.device], Iterable[Row]]] = 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--pairs", type=int, default=9, help="counted pairs per figure")
     parser.add_argument("--batch", type=int, default=64, help="batch of the small networks")
@@ -60,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.pairs < 1 or args.batch < 2:
         raise UsageError(f"--pairs must be >= 1 and --batch >= 2, got {args.pairs} and {args.batch}")
-    device = torch.device(args.device)
+    check_folder(args.output.parent)
+    with user_errors(f"use --device {args.device}"):
+        device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda, but torch sees no GPU; take --device cpu")
     torch.manual_seed(0)

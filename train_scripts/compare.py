@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from trainkit.child_runs import Failure, Progress, locked, progress_of, run_all
 from trainkit.comparison import Results, rows
-from trainkit.config import parse_pairs
 from trainkit.cost import predict_cost, steps_per_epoch
 from trainkit.errors import UsageError, run_script, user_errors
 from trainkit.files import write_whole
 from trainkit.plots import plot_comparison
+from trainkit.settings import Parser, parse_pairs
 from trainkit.suites import Run, Suite, find_suite, load_suite
 from trainkit.tables import costs_csv, costs_markdown, table_csv, table_markdown
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--suite", required=True, metavar="NAME|FILE", help="one of train_scripts/suites/, or a file")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: output/compare/<suite>")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (they share one GPU)")

@@ -22,10 +22,10 @@ import timm_mix
 from timm_mix.card import LICENCES, SourceFacts, file_hash, make_converted_card
 from timm_mix.convert import official_classes, read_official
 from timm_mix.hub import save_pretrained
-from trainkit.config import _Parser
 from trainkit.errors import UsageError, run_script, user_errors
 from trainkit.files import write_whole
 from trainkit.releasing import forget_origin, replacing
+from trainkit.settings import Parser
 
 SOURCES = ("mixmo", "splitnet", "recursivemix", "openmixup")
 
@@ -68,7 +68,7 @@ def _convert(name: str, state: Mapping[str, Tensor], choices: Mapping[str, str |
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description="Convert an official checkpoint into a hub-ready folder.")
+    parser = Parser(description="Convert an official checkpoint into a hub-ready folder.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="its file, or the released zip that holds it")
     parser.add_argument("--source", required=True, choices=SOURCES, help="the published code")
     parser.add_argument("--arch", required=True, help="its name of the network; a wrong one lists them")

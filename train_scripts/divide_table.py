@@ -22,6 +22,7 @@ import timm_mix
 from trainkit.errors import UsageError, run_script, user_errors
 from trainkit.files import write_whole
 from trainkit.plots import plot_division
+from trainkit.settings import Parser
 
 SPLITS = (1, 2, 4, 8)
 
@@ -111,7 +112,7 @@ def _all_rows(archs: Sequence[str], splits: Sequence[int] | None) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("archs", nargs="+", metavar="ARCH", help="timm model names")
     parser.add_argument("--split", type=int, nargs="+", metavar="S", help="default: those of 1 2 4 8 that each takes")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the exact counts")

@@ -25,6 +25,7 @@ from trainkit.checkpoint import read_checkpoint
 from trainkit.config import Config, parse_config
 from trainkit.errors import UsageError, run_script, user_errors
 from trainkit.mix_plots import draw_images, plot_automix_masks
+from trainkit.settings import Parser
 
 LAMS = (0.0, 0.3, 0.7, 1.0)
 RECIPE = Path(__file__).parent / "recipes" / "digits" / "automix_wrn16_2.yaml"
@@ -91,7 +92,7 @@ def _draw(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--resume", type=Path, help="checkpoint of task automix; default: train the digits recipe")
     parser.add_argument("--output", type=Path, default=Path("output/automix.png"))
     parser.add_argument("--dataset", help="default: the run's")

@@ -17,6 +17,7 @@ from timm_mix.functional.masks import FAMILIES, INTERVALS, draw_boxes, draw_inte
 from timm_mix.functional.mixmo import MixMoPlan, member_masks, plan_mixmo
 from trainkit.errors import UsageError, run_script
 from trainkit.plots import plot_mask_families
+from trainkit.settings import Parser
 
 KAPPAS = (0.2, 0.5, 0.8)
 DRAWS = 3
@@ -45,7 +46,7 @@ def _at_kappa(plan: MixMoPlan, kappa: float, rng: np.random.Generator) -> MixMoP
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path("output/masks.png"))
     parser.add_argument("--size", type=int, default=32, help="side of the masks")
     parser.add_argument("--seed", type=int, default=0)

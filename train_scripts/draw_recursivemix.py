@@ -26,6 +26,7 @@ from trainkit.build import build_data
 from trainkit.config import Config
 from trainkit.errors import UsageError, run_script, user_errors
 from trainkit.mix_plots import ChainStep, draw_images, plot_recursive_chain
+from trainkit.settings import Parser
 
 
 def chain_of(images: Tensor, alpha: float, resize: str, *, rng: np.random.Generator) -> list[ChainStep]:
@@ -45,7 +46,7 @@ def chain_of(images: Tensor, alpha: float, resize: str, *, rng: np.random.Genera
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--output", type=Path, default=Path("output/recursivemix.png"))
     parser.add_argument("--dataset", default="", help="as train.py: '' for a folder, digits, torch/...")
     parser.add_argument("--data-dir")

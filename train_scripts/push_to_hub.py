@@ -19,6 +19,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from timm_mix.hub import HubError, PushResult, push_to_hub
 from trainkit.errors import UsageError, run_script
+from trainkit.settings import Parser
 
 __all__ = ["main"]
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> PushResult:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Publish a trained model on the Hugging Face Hub.")
+    parser = Parser(description="Publish a trained model on the Hugging Face Hub.")
     parser.add_argument("folder", type=Path, help="a run's folder, or the model's")
     parser.add_argument("repo_id", help="OWNER/NAME; NAME alone belongs to the owner of the token")
     parser.add_argument("--fold", action="store_true", help="publish the folded network too, as REPO_ID-folded")

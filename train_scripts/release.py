@@ -19,9 +19,9 @@ from typing import Any
 
 import validate
 from timm_mix.models._pretrained import is_declared, shipped_folder
-from trainkit.config import _Parser
 from trainkit.errors import run_script
 from trainkit.releasing import read_run, take_model, write_release
+from trainkit.settings import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _evaluate(workers: int, flags: list[str]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description="Make a folder that ships (float16 weights, figures, card) from a finished run.")
+    parser = Parser(description="Make a folder that ships (float16 weights, figures, card) from a finished run.")
     parser.add_argument("run", metavar="RUN_FOLDER", help="output/RUN of train.py, with model/ and results.json")
     parser.add_argument("--tag", required=True, help="name of the weights behind the architecture's: digits")
     parser.add_argument("--fold", action="store_true", help="ship the folded plain network of a mixmo model")

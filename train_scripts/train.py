@@ -38,6 +38,7 @@ from trainkit.config import Config, parse_config
 from trainkit.cost import predict_cost
 from trainkit.engine import Trainer
 from trainkit.errors import UsageError, run_script, user_errors
+from trainkit.files import check_folder
 from trainkit.guards import check_classes
 from trainkit.member_parallel import MemberParallel
 from trainkit.parallel import DataParallel
@@ -122,11 +123,8 @@ def train(
 
 def _check_folder(config: Config) -> None:
     """What cannot be written at the end is an error now."""
-    folder = config.folder
-    present = next(path for path in (folder, *folder.parents) if path.exists())
-    if not present.is_dir():
-        raise UsageError(f"the run's folder {folder} cannot be made, {present} is a file: give another --output")
-    model = folder / "model"
+    check_folder(config.folder)
+    model = config.folder / "model"
     if model.exists() and not is_model_folder(model):
         raise UsageError(f"{model} exists and is not a saved model: give another --experiment or remove it")
 

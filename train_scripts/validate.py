@@ -31,7 +31,8 @@ from trainkit.corruptions import SEVERITIES, Corruption, NpyCorruption, families
 from trainkit.errors import UsageError, run_script
 from trainkit.evaluation import Network, PixelDataset, collect, create_accelerator, create_loader
 from trainkit.figures import plot_corruptions, plot_fgsm, plot_members, plot_reliability, plot_risk_coverage
-from trainkit.files import write_json, write_whole
+from trainkit.files import check_folder, write_json, write_whole
+from trainkit.held_back import held_back
 from trainkit.results import describe_machine
 from trainkit.robustness import fgsm_scores, figures_of, sample_scores
 from trainkit.scoring import PROTOCOL, agreement, confusion, diversity, score
@@ -63,6 +64,7 @@ class Evaluation:
         self.config, self.accelerator = config, accelerator
         self.images, self.class_names = open_images(config)
         self.subject: Subject = open_subject(config, self.class_names)
+        self.images.mode = self.subject.mode  # type: ignore[attr-defined]
         self.network = Network(
             self.subject.model,
             self.subject.data_config,
@@ -150,6 +152,7 @@ class Evaluation:
 
     def _about(self, count: int) -> dict[str, Any]:
         subject, config = self.subject, self.config
+        held = held_back(config)
         machine = describe_machine(self.accelerator.device, self.accelerator.num_processes)
         return {
             "kind": KIND,
@@ -166,6 +169,7 @@ class Evaluation:
             },
             "data": {
                 "images": count,
+                "held_back": None if held is None else dataclasses.asdict(held),
                 "classes": subject.num_classes,
                 "transform": subject.settings.aug,
                 **subject.data_config,
@@ -237,9 +241,7 @@ def _columns(rows: list[dict[str, dict[str, float]]], names: list[str]) -> dict[
 
 def _check_folder(folder: Path) -> None:
     """What cannot be written at the end is an error now, and nobody else's results are overwritten."""
-    present = next(path for path in (folder, *folder.parents) if path.exists())
-    if not present.is_dir():
-        raise UsageError(f"the folder {folder} cannot be made, {present} is a file: give another --output")
+    check_folder(folder)
     results = folder / "results.json"
     if not results.exists():
         return
@@ -255,6 +257,8 @@ def _print_table(content: dict[str, Any]) -> None:
     columns = {"top-1 %": "top1", "top-5 %": "top5", "NLL": "nll", "NLL_c": "nll_calibrated", "ECE": "ece"}
     columns |= {"ECE_c": "ece_calibrated", "Brier": "brier", "AURC": "aurc"}
     about = f"{content['model']['name']}: {content['data']['images']} images, {content['data']['classes']} classes"
+    if held := content["data"]["held_back"]:
+        about += f" (of a split by val_fraction {held['fraction']:g}, seed {held['seed']})"
     print(f"{about}\n{'':18s}" + "".join(f"{title:>9s}" for title in columns))
     for name, row in content["figures"].items():
         cells = (f"{row[key]:9.2f}" if title.endswith("%") else f"{row[key]:9.4f}" for title, key in columns.items())

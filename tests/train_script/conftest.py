@@ -1,10 +1,10 @@
-"""Fixtures for the tests of train.py: tiny images, a run on them, and what happens within it."""
+"""Fixtures for the tests of train.py and finetune.py: tiny images, a run on them, and what happens within it."""
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState
+from finetune_runs import run_finetune, save_sources, write_digits
 from PIL import Image
-from script_runs import NAMES, SIZE, TRAIN, _stop
+from script_runs import NAMES, SIZE, TRAIN, _stop, fresh_accelerate
 
 from train import main
 from trainkit.engine import Trainer
@@ -32,11 +32,8 @@ def run(images, tmp_path):
     def start(*flags, name="run"):
         data = ["--data-dir", str(images), "--img-size", str(SIZE), "--aug", "small", "--workers", "0"]
         place = ["--output", str(tmp_path), "--experiment", name, "--cpu"]
-        try:
+        with fresh_accelerate():
             return main([*data, *place, "--batch-size", "8", "--epochs", "1", *flags])
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
 
     return start
 
@@ -69,5 +66,25 @@ def interrupted(run, monkeypatch):
             patch.setattr(Trainer, *(("_report", _stop) if place == "after an epoch" else ("_update", until)))
             with pytest.raises(KeyboardInterrupt, match="stopped"):
                 run(*flags)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    return save_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture
+def finetune(digits, sources, tmp_path):
+    """Run finetune.py on the digits from a saved model."""
+
+    def start(source, *flags, name="run", data=digits):
+        return run_finetune(sources / source, data, tmp_path, "--experiment", name, *flags)
 
     return start

@@ -1,11 +1,13 @@
 """What the tests of train.py share: its path, tiny data and models, and how to read what a run left."""
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
 
 import timm
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from torch.nn import functional as F
 
 from trainkit.sources import open_dataset
@@ -27,6 +29,16 @@ TASKS = {
 # no BatchNorm, one patch: gradients of samples do not mix
 VIT = ["--model", "test_vit", "--model-kwargs", f"img_size={SIZE}", "--aug", "none"]
 PLAIN_SGD = ["--opt", "momentum", "--momentum", "0", "--weight-decay", "0", "--sched", "none"]
+
+
+@contextlib.contextmanager
+def fresh_accelerate():
+    """accelerate keeps one state per process: another run in the same test needs none left."""
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def checkpoint(folder, name="last"):
@@ -96,5 +108,9 @@ def _stop(*args):
 
 
 def in_a_process(command, **settings):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (SCRIPT.parents[1], SCRIPT.parent))),
+    }
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, **settings)

@@ -14,9 +14,6 @@ from script_runs import (
 
 from trainkit.errors import UsageError
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 
 @pytest.mark.parametrize("place", ["after an epoch", "in an epoch"])
 def test_a_resumed_run_ends_like_an_uninterrupted_one(place, run, interrupted, tmp_path):

@@ -1,87 +1,24 @@
 """finetune.py: saved models on a folder of digits, new heads everywhere, frozen layers, a folder ready for the hub."""
 
 import json
-import re
-import shutil
-import sys
 
-import numpy as np
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from finetune_runs import FEED, NAMES, NET, loaded
 from PIL import Image
-from script_runs import SCRIPT, TASKS, _stop, assert_equal_tensors, checkpoint, figures, in_a_process
+from script_runs import TASKS, _stop, assert_equal_tensors, checkpoint, figures
 from timm.models import group_parameters
 from torch.nn import functional as F
 
 from finetune import main
 from timm_mix.hub import save_pretrained
-from trainkit.digits import Digits
 from trainkit.engine import Trainer
 from trainkit.errors import UsageError
 from trainkit.finetuning import FinetuneConfig, open_data
 from trainkit.transforms import create_transform
 
-NAMES = ["one", "seven", "three"]  # folders sort by name, not by digit
-TRAIN, VALIDATION = 12, 5
-NET = {"depth": 10, "widen_factor": 1}
-SOURCES = {
-    "plain": ("wrn16_2", {}),
-    "mixmo": ("mixmo", {"backbone": "wrn16_2", "members": 2}),
-    "splitnet": ("splitnet", {"backbone": "wrn16_2", "split": 2, "divide": False}),
-    "other classes": ("mixmo", {"backbone": "wrn16_2", "members": 2}),
-}
 NO_STEP = ["--lr", "0", "--warmup-epochs", "0"]
-FEED = {"input_size": (3, 24, 24), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.75}
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory):
-    """train/ with 12 and val/ with 5 scans of each of three digits."""
-    root = tmp_path_factory.mktemp("digits")
-    for split, count in (("train", TRAIN), ("val", VALIDATION)):
-        scans = Digits(split)
-        for name, digit in zip(NAMES, (1, 7, 3), strict=True):
-            (root / split / name).mkdir(parents=True)
-            for number in np.flatnonzero(scans.targets == digit)[:count]:
-                scans[number][0].save(root / split / name / f"{number}.png")
-    return root
-
-
-@pytest.fixture(scope="session")
-def sources(tmp_path_factory):
-    """Saved models, with three classes of their own or with seven, fed in a way of their own."""
-    root = tmp_path_factory.mktemp("sources")
-    for seed, (name, (architecture, kwargs)) in enumerate(SOURCES.items()):
-        torch.manual_seed(seed)
-        count = 7 if name == "other classes" else 3
-        model = timm.create_model(architecture, num_classes=count, **NET, **kwargs)
-        labels = [f"old {i}" for i in range(count)]
-        save_pretrained(model, root / name, label_names=labels, data_config=FEED)
-        if name == "mixmo":
-            save_pretrained(model.fold(), root / "folded", label_names=labels, data_config=FEED)
-    return root
-
-
-@pytest.fixture
-def finetune(digits, sources, tmp_path):
-    """Run main on the digits from a saved model."""
-
-    def start(source, *flags, name="run", data=digits):
-        where = ["--model", f"local-dir:{sources / source}", "--data-dir", str(data), "--workers", "0", "--cpu"]
-        place = ["--output", str(tmp_path), "--experiment", name]
-        try:
-            return main([*where, *place, "--batch-size", "6", "--epochs", "1", "--lr", "0.05", *flags])
-        finally:
-            AcceleratorState._reset_state(reset_partial_state=True)
-            GradientState._reset_state()
-
-    return start
-
-
-def loaded(folder):
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
 def config_of(folder):
@@ -292,112 +229,6 @@ def test_the_run_is_named_after_model_and_data(finetune, sources, digits, tmp_pa
     where = ["--model", f"local-dir:{sources / 'plain'}", "--data-dir", str(digits), "--workers", "0", "--cpu"]
     main([*where, "--epochs", "1", "--batch-size", "6"])
     assert (tmp_path / "output" / f"plain_on_{digits.name}" / "results.json").is_file()
-
-
-@pytest.fixture(scope="session")
-def material(tmp_path_factory, digits):
-    """What is wrong with images and models."""
-    root = tmp_path_factory.mktemp("wrong")
-    for name, counts in {"one class": (1, 0), "hole": (3, 1)}.items():
-        for split in ("train", "val"):
-            for i in range(counts[0]):
-                folder = root / name / split / NAMES[i]
-                folder.mkdir(parents=True)
-                if not (split == "train" and i == counts[1] and i > 0):
-                    Image.new("RGB", (8, 8)).save(folder / "0.png")
-    (root / "empty" / "train" / "ant").mkdir(parents=True)
-    (root / "corrupt").mkdir()
-    for split in ("train", "val"):
-        (root / "corrupt" / split).symlink_to(digits / split)
-    (root / "corrupt" / "train").unlink()
-    shutil.copytree(digits / "train", root / "corrupt" / "train")
-    (root / "corrupt" / "train" / "seven" / "bad.jpg").write_bytes(b"JFIF")
-    for name in ("no model", "torn", "stranger", "run/model"):
-        (root / name).mkdir(parents=True)
-    torn = timm.create_model("wrn16_2", num_classes=3, **NET)
-    save_pretrained(torn, root / "torn")
-    save_pretrained(torn, root / "run" / "model")
-    weights = root / "torn" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    (root / "stranger" / "config.json").write_text('{"architecture": "resnet9000"}')
-    (root / "bare").mkdir()
-    (root / "bare" / "config.json").write_text((root / "torn" / "config.json").read_text())
-    (root / "no json").mkdir()
-    (root / "no json" / "config.json").write_text("{")
-    save_pretrained(timm.create_model("wrn16_2", num_classes=3, in_chans=5, **NET), root / "five channels")
-    return root
-
-
-MISTAKES = {
-    "no model": (["--model", ""], "--model is missing: a model's name, local-dir:FOLDER or hf-hub:ORG/NAME"),
-    "unknown name": (["--model", "resnet9000"], "no model is named 'resnet9000': see timm.list_models()"),
-    "unknown tag": (["--model", "resnet18.mine"], "cannot create model 'resnet18.mine': .*mine"),
-    "unknown source": (["--model", "ftp:me"], "cannot find model 'ftp:me': "),
-    "no folder": (["--model", "local-dir:{root}/nowhere"], "wants a folder saved by .*nowhere is not there"),
-    "a file": (["--model", "local-dir:{root}/torn/config.json"], "wants a folder saved by .*config.json is a file"),
-    "no saved model": (
-        ["--model", "local-dir:{root}/no model"],
-        "wants a folder .*no model has no config.json$",
-    ),
-    "a run's folder": (["--model", "local-dir:{root}/run"], "has no config.json; did you mean local-dir:.*/run/model"),
-    "a bare path": (["--model", "{root}/torn"], "did you mean local-dir:.*/torn"),
-    "another's config": (["--model", "local-dir:{root}/stranger"], "cannot create model .*Unknown model .resnet9000"),
-    "a torn config": (["--model", "local-dir:{root}/no json"], "cannot create model .*: "),
-    "torn weights": (["--model", "local-dir:{root}/torn"], "cannot create model .*: "),
-    "no weights": (["--model", "local-dir:{root}/bare"], "cannot create model .*: "),
-    "five channels": (["--in-chans", "5"], "images have 1 or 3 channels, --in-chans asks for 5: give --in-chans 3"),
-    "a model of five channels": (
-        ["--model", "local-dir:{root}/five channels"],
-        "images have 1 or 3 channels, local-dir:.* asks for 5: give --in-chans 3",
-    ),
-    "a size that is too small": (
-        ["--model", "mixmo", "--model-kwargs", "backbone=densenet121", "--img-size", "8"],
-        r"cannot run mixmo on images of 8 pixels \(see --img-size\): ",
-    ),
-    "no data": (["--data-dir", "{root}/nowhere"], "--data-dir wants a folder of images, .*nowhere is not there"),
-    "no images": (["--data-dir", "{root}/empty"], "no folder of validation images|must hold one folder of images"),
-    "one class": (["--data-dir", "{root}/one class"], "must hold at least two classes, it holds 'one' alone"),
-    "a class without training images": (
-        ["--data-dir", "{root}/hole"],
-        "training images, 'seven' in .*hole/train",
-    ),
-    "a corrupt image": (["--data-dir", "{root}/corrupt"], "train/seven/bad.jpg is no image that can be read"),
-    "too many held back": (["--val-fraction", "2"], "val_fraction must lie between 0 and 1, got 2.0"),
-    "val_fraction of no folder": (["--dataset", "digits", "--val-fraction", "0.1"], "val_fraction is for a folder of"),
-    "number of classes": (["--num-classes", "7"], "the data have 3 classes, got --num-classes 7; drop it"),
-    "too many stages": (["--freeze", "9"], "freeze takes 1 to 4 stages of this model or backbone, got 9"),
-    "no stages": (["--freeze", "0"], "freeze takes a number of stages >= 1 or backbone, got '0'"),
-    "unknown stages": (["--freeze", "stem"], "freeze takes a number of stages >= 1 or backbone, got 'stem'"),
-    "frozen twice": (["--freeze", "1", "--linear-probe"], "linear_probe freezes the whole backbone, got freeze=1"),
-    "a probe with dropout": (["--linear-probe", "--drop", "0.5"], "the features of evaluation mode, got drop"),
-    "layer decay": (["--layer-decay", "1.5"], r"layer_decay must lie in \(0, 1\], got 1.5"),
-    "layer decay without a schedule": (["--layer-decay", "0.5", "--sched", "none"], "take --sched constant"),
-    "settings of no task": (["--mix", "prob=1"], "task classification has no settings, got mix: prob"),
-    "unknown flag": (["--frieze", "1"], "unrecognized arguments: --frieze 1"),
-    "an odd batch with mixup": (
-        ["--mixup", "1", "--batch-size", "5"],
-        "need an even batch_size, got 5",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_writes_nothing(name, finetune, material, tmp_path):
-    flags, line = MISTAKES[name]
-    with pytest.raises(UsageError, match=line) as caught:
-        finetune("mixmo", *(flag.format(root=material) for flag in flags))
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_from_the_script_a_mistake_is_one_line_and_status_two(sources, material):
-    command = [sys.executable, str(SCRIPT.with_name("finetune.py")), "--cpu", "--workers", "0"]
-    done = in_a_process(
-        [*command, "--model", f"local-dir:{sources / 'mixmo'}", "--data-dir", str(material / "corrupt")]
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.fullmatch(r"error: .*bad.jpg is no image that can be read \(.*\): replace or remove it\n", done.stderr)
 
 
 def test_the_defaults_stand_in_the_help(capsys):

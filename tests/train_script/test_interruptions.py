@@ -17,9 +17,6 @@ from trainkit.errors import Stopped, UsageError, run_script
 from trainkit.guards import LossGuard
 from trainkit.keeping import Keeper
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 PLAIN = TASKS["classification"]
 STEPS = TRAIN // 8
 EVERY = ["--checkpoint-interval", "1", "--epochs", "2", "--resume", "auto"]

@@ -7,13 +7,11 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from script_runs import SCRIPT, SIZE, in_a_process
 
 from trainkit.checkpoint import VERSION, write_checkpoint
 from trainkit.config import parse_config
-
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 COTRAINING = ["--task", "cotraining", "--model", "splitnet", "--model-kwargs", "backbone=wrn16_2", "--mix", "weight=1"]
 # name: (flags over those of a good run, line); {root} is a folder with the files of `material`
@@ -28,7 +26,18 @@ MISTAKES = {
     "unknown dataset": (["--dataset", "digit"], "a dataset is named digits, .* got 'digit'"),
     "no data folder": (["--data-dir", "{root}/nowhere"], "nowhere does not exist: correct the path"),
     "empty data folder": (["--data-dir", "{root}/empty"], "cannot be opened: Found 0 images"),
-    "one split twice": (["--val-split", "train"], "must be different images, both are"),
+    "one split twice": (["--val-split", "train"], "must be different images, both have"),
+    "one class": (["--data-dir", "{root}/single"], "the data must have at least two classes, got 1"),
+    "a class without images": (["--data-dir", "{root}/hole"], "every class needs training images, 'bee' in .*has none"),
+    "no classifier": (["--model-kwargs", "features_only=True"], "features_only makes no classifier of mixmo; drop it"),
+    "two means": (["--mean", "0.1", "0.2"], "mean must be one number, or 3 for the channels, got 2"),
+    "a rate that is none": (["--lr", "nan"], "lr must be >= 0 and finite, got nan"),
+    "a huge seed": (["--seed", "9" * 30], r"seed must lie in \[0, 2\*\*63\), got 99"),
+    "an output that cannot be written": (
+        ["--output", "/proc"],
+        "cannot write to /proc/mixmo .*: give another",
+    ),
+    "a checkpoint that is none": (["--resume", "{root}/key.yaml"], r"key.yaml \(no whole zip archive\); it is torn or"),
     "too few classes": (["--num-classes", "2"], "the data have 3 classes, got --num-classes 2"),
     "batch too large": (["--batch-size", "37"], "one step needs 37 distinct images .* the dataset has 36"),
     "odd repeats": (["--batch-repeats", "3"], r"batch_size must be a multiple of repeats \(3\), got 8"),
@@ -81,7 +90,7 @@ MISTAKES = {
     "half a range": (["--aug", "imagenet", "--scale", "0.5"], "scale"),
     "augmentation": (["--scale", "0.5", "1"], "the transform style 'small' has no option scale"),
     "float16": (["--amp", "--amp-dtype", "float16"], "--amp-dtype float16 needs a GPU; take bfloat16 on the CPU"),
-    "negative seed": (["--seed", "-1"], "seed must be at least 0, got -1"),
+    "negative seed": (["--seed", "-1"], r"seed must lie in \[0, 2\*\*63\), got -1"),
     "missing weights": (["--initial-checkpoint", "{root}/no.pt"], "no.pt"),
     "output in a file": (["--output", "{root}/key.yaml"], "key.yaml"),
     "missing checkpoint": (
@@ -95,10 +104,13 @@ MISTAKES = {
         ["--resume", "{root}/longer.pt"],
         r"longer.pt was made with epochs=7, lr=0.7, got epochs=1, lr=0.05; resume with the same, or start anew \(--exp",
     ),
-    "checkpoint of two processes": (["--resume", "{root}/wider.pt"], "was made with 2 processes, got 1; resume with"),
+    "checkpoint of two processes": (
+        ["--resume", "{root}/wider.pt"],
+        "was made with 2 processes, got 1 processes; resume with",
+    ),
     "checkpoint of other data": (
         ["--resume", "{root}/larger.pt"],
-        "was made with 37 train_images, got 36; resume with",
+        "was made with 37 train_images, got 36 train_images; resume with",
     ),
     "no checkpoints": (["--checkpoint-hist", "0"], "checkpoint_hist must be >= 1, got 0"),
     "checkpoint interval": (["--checkpoint-interval", "0"], "checkpoint_interval must be >= 1, got 0"),
@@ -142,6 +154,10 @@ def material(tmp_path_factory):
     root = tmp_path_factory.mktemp("material")
     for split in ("train", "val"):
         (root / "empty" / split / "ant").mkdir(parents=True)
+    for name in ("single/train/ant", "single/val/ant", "hole/train/ant", "hole/val/ant", "hole/train/bee"):
+        (root / name).mkdir(parents=True)
+        if "bee" not in name:
+            Image.new("RGB", (SIZE, SIZE)).save(root / name / "0.png")
     (root / "key.yaml").write_text("epoch: 3\n")
     (root / "type.yaml").write_text("epochs: many\n")
     (root / "torn.yaml").write_text("mix: {alpha: \n")

@@ -3,8 +3,6 @@
 import pytest
 from script_runs import TASKS, assert_same_run, checkpoint, figures
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 BLOCK = ["--block-lr", "0.3", "--block-min-lr", "0.03", "--block-momentum", "0.5", "--opt", "momentum"]
 
 

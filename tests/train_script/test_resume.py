@@ -15,9 +15,6 @@ from script_runs import (
 
 from trainkit.engine import Trainer
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 
 @pytest.mark.parametrize(
     ("task", "workers", "place"),
@@ -56,6 +53,17 @@ def test_a_finished_run_that_is_resumed_trains_no_further(run, monkeypatch, tmp_
     again = run(*flags)
     assert again["epochs"] == first["epochs"]
     assert_equal_tensors(reloaded(tmp_path / "run").state_dict(), weights)
+
+
+def test_a_run_that_replaces_another_one_says_so(run, tmp_path, capsys):
+    flags = ["--task", "mixmo", *TASKS["mixmo"]]
+    run(*flags)
+    assert capsys.readouterr().err == ""
+    run(*flags)
+    line = f"warning: {tmp_path / 'run'} has a run, which this one replaces; --resume auto would go on with it\n"
+    assert capsys.readouterr().err == line
+    run(*flags, "--resume", "auto")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_finished_checkpoint_of_another_folder_is_published(run, tmp_path):

@@ -25,9 +25,6 @@ from timm_mix.tasks import CoTrainingTask, MixMoTask
 from trainkit.build import build_schedule
 from trainkit.config import parse_config
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_writes_results_checkpoints_and_a_model_that_timm_loads(task, run, images, tmp_path):

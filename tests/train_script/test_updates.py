@@ -30,9 +30,6 @@ from trainkit.sampler import EpochBatchSampler
 from trainkit.sources import open_dataset
 from trainkit.transforms import create_transform
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 
 def test_model_ema_publishes_the_average_over_all_updates(run, recorded, images, tmp_path):
     flags = ["--model-ema", "--model-ema-decay", "0.5", "--epochs", "2", "--grad-accum-steps", "3"]

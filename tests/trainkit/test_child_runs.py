@@ -14,7 +14,7 @@ from suite_files import a_suite, write_results
 from trainkit import child_runs
 from trainkit.child_runs import Failure, Progress, locked, progress_of, run_all
 from trainkit.config import Config, load_recipe
-from trainkit.errors import UsageError
+from trainkit.errors import Stopped, UsageError
 from trainkit.suites import Run
 
 # argv: this code, --config, recipe, --resume, auto; `answer.json` beside the recipe becomes the results
@@ -98,6 +98,15 @@ def test_a_setting_that_is_younger_than_the_run_had_its_default(runs):
         progress_of(changed(runs[0], clip_mode="agc"))
 
 
+def test_the_number_of_workers_is_free_but_for_a_stream(runs):
+    write_results(runs[0])
+    assert progress_of(changed(runs[0], workers=5)).done
+    stream = changed(runs[0], dataset="wds/x")
+    write_results(stream)
+    with pytest.raises(UsageError, match="was made with workers=2, the suite wants 5: remove that folder"):
+        progress_of(changed(stream, workers=5))
+
+
 def test_a_checkpoint_without_results_has_the_settings_of_its_recipe(runs):
     run_all(runs[:1], train=fake(BADLY))
     assert progress_of(changed(runs[0], epochs=3)) == Progress(0, None)  # nothing there yet that could differ
@@ -155,6 +164,18 @@ def test_a_failed_run_keeps_no_other_from_running(runs):
     assert progress_of(runs[1]).done
 
 
+def test_a_folder_that_is_removed_under_a_run_is_no_more_than_its_failure(runs):
+    code = "import pathlib, shutil, sys; shutil.rmtree(pathlib.Path(sys.argv[2]).parent); sys.exit(3)"
+    (failure,) = run_all(runs[:1], train=fake(code))
+    assert failure.reason == f"exit status 3; see {runs[0].folder / 'train.log'}"
+
+
+def test_a_folder_that_cannot_be_written_ends_the_suite_with_one_line(runs, tmp_path):
+    (tmp_path / "plain").write_text("a file in the place of the method's folder")
+    with pytest.raises(UsageError, match=r"cannot write to .*plain/seed3: "):
+        run_all(runs[:1], train=fake(WELL))
+
+
 def test_a_failure_says_what_ended_the_run(runs):
     (killed,) = run_all(runs[:1], train=fake("import os; os.kill(os.getpid(), 9)"))
     assert killed.reason == f"signal 9; see {runs[0].folder / 'train.log'}"
@@ -185,10 +206,10 @@ def test_a_signal_is_passed_on_once_and_nothing_more_is_started(number, runs):
     before, outcomes = signal.getsignal(number), []
     sender = threading.Thread(target=send)
     sender.start()
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(Stopped, match=f"^stopped by {number.name}; the same command goes on") as caught:
         run_all(runs, jobs=2, finished=lambda *outcome: outcomes.append(outcome), train=fake(SLOWLY))
     sender.join()
-    assert caught.value.code == 128 + number
+    assert caught.value.status == 128 + number
     assert [(run.folder / "stopped").read_text() for run in runs[:2]] == [f"{number:d} "] * 2
     assert not any(run.folder.exists() for run in runs[2:])
     assert outcomes == []  # a run that was stopped has not failed

@@ -2,10 +2,28 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from trainkit.files import link_whole, write_json, write_whole
+from trainkit.errors import UsageError
+from trainkit.files import check_folder, link_whole, write_json, write_whole
+
+
+class TestCheckFolder:
+    def test_a_folder_that_can_be_made_is_not_made(self, tmp_path):
+        check_folder(tmp_path / "new" / "one")
+        check_folder(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_below_a_file_is_refused(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UsageError, match=r"the folder .*file/x cannot be made, .*file is a file: .* --csv"):
+            check_folder(tmp_path / "file" / "x", "--csv")
+
+    def test_a_folder_where_nothing_can_be_written_is_refused(self):
+        with pytest.raises(UsageError, match=r"cannot write to /proc/x \(.+\): give another --output"):
+            check_folder(Path("/proc/x"))
 
 
 class TestWriteWhole:

@@ -99,7 +99,7 @@ def test_a_model_without_weights_keeps_the_heads_that_it_was_born_with():
 DATA_MISTAKES = {
     "no folder": ({}, "--data-dir is missing: a folder with train/ and val/, or with one folder of images per class"),
     "too few to hold back": ({"data_dir": "{root}/single", "val_fraction": 0.1}, "no validation images: add some, or"),
-    "one class in a tar": ({"data_dir": "{root}/one.tar"}, "must be different images, both are .*one.tar"),
+    "one class in a tar": ({"data_dir": "{root}/one.tar"}, "must be different images, both have .*one.tar"),
     "one class of another data set": (
         {"dataset": "folder", "data_dir": "{root}/one", "class_map": "{root}/map.txt"},
         "the data must have at least two classes, got 1",

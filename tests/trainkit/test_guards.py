@@ -12,7 +12,7 @@ from torch import nn
 
 from trainkit.config import Config
 from trainkit.errors import UsageError
-from trainkit.guards import FREE, LossGuard, check_classes, check_facts, check_recipe
+from trainkit.guards import FREE, LossGuard, check_classes, check_run
 from trainkit.signals import Agreement
 from trainkit.sources import open_dataset
 
@@ -64,8 +64,12 @@ class TestLossGuard:
             guard.check()
 
 
-class TestCheckRecipe:
+class TestCheckRun:
     made_with = dataclasses.asdict(Config())
+
+    @staticmethod
+    def check(made_with, config, made_on=None, facts=None):
+        check_run(Path("a.pt"), made_with, config, made_on or {}, facts or {})
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -75,23 +79,36 @@ class TestCheckRecipe:
         was = self.made_with[name]
         line = rf"a\.pt was made with {name}={was}, got {name}=.*; resume with the same, or start anew"
         with pytest.raises(UsageError, match=line.replace("{", r"\{").replace("}", r"\}")):
-            check_recipe(Path("a.pt"), self.made_with, Config(**{name: value}))
+            self.check(self.made_with, Config(**{name: value}))
 
     @pytest.mark.parametrize("name", sorted(FREE))
     def test_a_setting_that_does_not_is_free(self, name):
-        check_recipe(Path("a.pt"), {**self.made_with, name: "another"}, Config())
+        self.check({**self.made_with, name: "another"}, Config())
+
+    @pytest.mark.parametrize("stream", ["wds/x", "hfids/x", "tfds/x"])
+    def test_the_workers_of_a_stream_draw_and_are_not_free(self, stream):
+        made_with = dataclasses.asdict(Config(dataset=stream, workers=2))
+        with pytest.raises(UsageError, match=r"was made with workers=2, got workers=3; resume with the same"):
+            self.check(made_with, Config(dataset=stream, workers=3))
 
     def test_a_setting_that_the_checkpoint_does_not_know_had_its_default(self):
         made_with = {name: value for name, value in self.made_with.items() if name not in ("lr", "mix")}
-        check_recipe(Path("a.pt"), made_with, Config())
+        self.check(made_with, Config())
         with pytest.raises(UsageError, match=r"was made with lr=0\.05, got lr=0\.07"):
-            check_recipe(Path("a.pt"), made_with, Config(lr=0.07))
+            self.check(made_with, Config(lr=0.07))
 
+    def test_another_number_of_anything_is_refused(self):
+        self.check(self.made_with, Config(), {"processes": 2}, {"processes": 2, "train_images": 5})
+        with pytest.raises(UsageError, match=r"a\.pt was made with 2 processes, got 3 processes; resume with the same"):
+            self.check(self.made_with, Config(), {"processes": 2}, {"processes": 3})
 
-def test_another_number_of_anything_is_refused():
-    check_facts(Path("a.pt"), {"processes": 2}, {"processes": 2, "train_images": 5})
-    with pytest.raises(UsageError, match=r"a\.pt was made with 2 processes, got 3; resume with the same, or start"):
-        check_facts(Path("a.pt"), {"processes": 2}, {"processes": 3})
+    def test_all_that_differs_is_said_at_once(self):
+        line = (
+            "was made with batch_size=64, 2 processes, 8 train_images, got batch_size=7, 3 processes, 9 train_images;"
+        )
+        made_on, facts = {"processes": 2, "train_images": 8}, {"processes": 3, "train_images": 9}
+        with pytest.raises(UsageError, match=line):
+            self.check(self.made_with, Config(batch_size=7), made_on, facts)
 
 
 class TestCheckClasses:

@@ -9,9 +9,6 @@ from trainkit.errors import UsageError
 from trainkit.image_folder import find_unreadable, open_image_folder
 from trainkit.sources import class_names, open_dataset
 
-# timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-
 
 def tree(root, **splits):
     """One folder of class folders per split."""
@@ -111,14 +108,28 @@ def test_folders_in_a_class_folder_belong_to_the_class(tmp_path):
     assert train.targets.tolist() == [0, 0, 0, 0, 1]
 
 
-def test_links_are_followed_once(tmp_path):
+def test_links_are_followed(tmp_path):
     root = tree(tmp_path / "data", train={"ant": 1}, val={"ant": 1, "bee": 1})
     write_images(tmp_path / "elsewhere", {"bee": 2}, first=7)
     (root / "train" / "bee").symlink_to(tmp_path / "elsewhere" / "bee")
     (root / "train" / "ant" / "one.png").symlink_to(tmp_path / "elsewhere" / "bee" / "0.png")
-    (root / "train" / "ant" / "again").symlink_to(root / "train")
     train = open_image_folder(root)[0]
-    assert names(train) == ["0.png", "0.png", "1.png", "one.png", "0.png", "1.png"]
+    assert names(train) == ["0.png", "one.png", "0.png", "1.png"]
+
+
+@pytest.mark.parametrize(("link", "target"), [("ant/again", ""), ("bee/same", "ant"), ("cat", "ant")])
+def test_a_folder_that_links_lead_to_twice_is_refused(tmp_path, link, target):
+    root = tree(tmp_path, train={"ant": 1, "bee": 1}, val={"ant": 1, "bee": 1, "cat": 1})
+    (root / "train" / link).symlink_to(root / "train" / target)
+    with pytest.raises(UsageError, match=r"train/.* are one folder, whose images would count twice: remove a link"):
+        open_image_folder(root)
+
+
+def test_a_validation_folder_that_is_linked_to_the_training_images_is_refused(tmp_path):
+    root = tree(tmp_path, train={"ant": 1, "bee": 1}, val={"ant": 1})
+    (root / "val" / "bee").symlink_to(root / "train" / "bee")
+    with pytest.raises(UsageError, match=r"must be different images, both have .*train/bee: split the data"):
+        open_image_folder(root)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])

@@ -8,7 +8,7 @@ import torch
 from image_files import write_images, write_tar
 
 from trainkit.errors import UsageError
-from trainkit.sources import check_splits, class_names, open_dataset
+from trainkit.sources import check_splits, class_names, is_stream, open_dataset
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -123,9 +123,32 @@ class TestOpenDataset:
             with pytest.raises(UsageError, match=r"class_map is for folders, tars, .* drop it"):
                 open_dataset(name, tree, "train", class_map={"ant": 0})
 
+    def test_a_class_without_training_images_is_refused_and_one_without_validation_images_is_not(self, tree):
+        (tree / "train" / "cat").mkdir()
+        (tree / "val" / "cat").mkdir()
+        with pytest.raises(UsageError, match=r"every class needs training images, 'cat' in .*train has none: add"):
+            open_dataset("", tree, "train", is_training=True)
+        assert len(open_dataset("", tree, "val")) == 2
+
+    @pytest.mark.parametrize(("link", "target"), [("ant/again", ""), ("cat", "ant")])
+    def test_a_folder_that_links_lead_to_twice_is_refused(self, tree, link, target):
+        (tree / "train" / link).symlink_to(tree / "train" / target)
+        with pytest.raises(UsageError, match=r"train/.* are one folder, whose images would count twice: remove a"):
+            open_dataset("", tree, "train")
+
+    def test_a_hidden_folder_of_images_is_no_class(self, tree):
+        shutil.copytree(tree / "val" / "ant", tree / "val" / ".ipynb_checkpoints")
+        with pytest.raises(UsageError, match=r"must not be hidden, .*val has images in a folder '\.ipynb_checkpoints'"):
+            open_dataset("", tree, "val")
+
     def test_a_missing_class_map_is_one_line(self, tree):
         with pytest.raises(UsageError, match=r"Cannot locate specified class map file \(no.txt\)"):
             open_dataset("", tree, "train", class_map="no.txt")
+
+
+@pytest.mark.parametrize(("name", "stream"), [("wds/x", True), ("HFIDS/x", True), ("hfds/x", False), ("", False)])
+def test_streams_are_known_by_their_names(name, stream):
+    assert is_stream(name) == stream
 
 
 class TestClassNames:
@@ -162,7 +185,13 @@ class TestCheckSplits:
         with pytest.raises(UsageError, match="same classes, 2 and 1 were found, they differ in 'ant': add"):
             check_splits(open_dataset("", tree, "train"), open_dataset("", tree, "val"))
 
+    def test_a_validation_folder_that_is_linked_to_the_training_images_is_refused(self, tree):
+        shutil.rmtree(tree / "val" / "bee")
+        (tree / "val" / "bee").symlink_to(tree / "train" / "bee")
+        with pytest.raises(UsageError, match=r"must be different images, both have .*train/bee: split the data"):
+            check_splits(open_dataset("", tree, "train"), open_dataset("", tree, "val"))
+
     def test_training_on_the_validation_images_is_refused(self, tree):
         both = [open_dataset("", tree / "train", split) for split in ("train", "val")]
-        with pytest.raises(UsageError, match=r"must be different images, both are .*train: split the data"):
+        with pytest.raises(UsageError, match=r"must be different images, both have .*train/ant: split the data"):
             check_splits(*both)

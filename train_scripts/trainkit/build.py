@@ -69,6 +69,8 @@ def build_data(config: Config) -> Data:
     num_classes = config.num_classes or (len(names) if names else None)
     if num_classes is None:
         raise UsageError(f"dataset {config.dataset!r} does not say how many classes it has; give --num-classes")
+    if num_classes < 2:
+        raise UsageError(f"the data must have at least two classes, got {num_classes}; give the folders of all classes")
     if names and len(names) > num_classes:
         raise UsageError(f"the data have {len(names)} classes, got --num-classes {num_classes}; raise it or drop it")
     return Data(train, validation, names if names and len(names) == num_classes else None, num_classes)
@@ -93,6 +95,8 @@ def build_model(config: Config, num_classes: int | None, **more: Any) -> nn.Modu
         name = local_name(config.model)  # what comes from the Hub is checked before it is built
         if more.get("device") == "meta":
             return timm.create_model(name, **kwargs)
+        if config.model_kwargs.get("features_only"):
+            raise UsageError(f"features_only makes no classifier of {config.model}; drop it")
         model = timm.create_model(
             name, pretrained=config.pretrained, checkpoint_path=config.initial_checkpoint, **kwargs
         )
@@ -105,6 +109,10 @@ def data_config_of(config: Config, model: nn.Module) -> dict[str, Any]:
     """timm's data config of the model, with the recipe's settings on top."""
     wanted = ("in_chans", "img_size", "mean", "std", "interpolation", "crop_pct")
     args = {name: getattr(config, name) for name in wanted if getattr(config, name) is not None}
+    channels = config.in_chans or (getattr(model, "pretrained_cfg", {}).get("input_size") or (3,))[0]
+    for name in ("mean", "std"):
+        if name in args and len(args[name]) not in (1, channels):
+            raise UsageError(f"{name} must be one number, or {channels} for the channels, got {len(args[name])}")
     with user_errors("resolve the data settings"):
         data_config = resolve_data_config(args, model=model)
     if config.in_chans is not None:  # timm takes the channels of the weights' own images before those of the model

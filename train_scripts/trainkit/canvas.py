@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from trainkit.errors import UsageError
+from trainkit.errors import UsageError, user_errors
 from trainkit.files import write_whole
 
 __all__ = ["PALETTE", "open_pyplot", "save_figure"]
@@ -29,5 +29,6 @@ def open_pyplot() -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    write_whole(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
+    with user_errors(f"write {path}"):
+        write_whole(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
     open_pyplot().close(figure)

@@ -5,7 +5,9 @@ torch.load itself does not notice every flipped bit: the digest is that of the f
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
@@ -111,10 +113,14 @@ def read_checkpoint(path: Path, *, check: bool = True) -> dict[str, Any]:
         UsageError: torn, damaged, foreign, or another version.
     """
     advice = "it is torn or not ours, give another"
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"cannot read checkpoint {path} (no whole zip archive); {advice}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torn files fail in many ways: zip, pickle, end of file, ...
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        foreign = "more than tensors and plain values in it"  # torch says how to run a stranger's code
+        reason = foreign if isinstance(error, UnpicklingError) else " ".join(str(error).split())[:120]
+        reason = reason or type(error).__name__
         raise UsageError(f"cannot read checkpoint {path} ({reason}); {advice}") from error
     version = content.get("version") if isinstance(content, dict) else None
     if isinstance(version, int) and version != VERSION:

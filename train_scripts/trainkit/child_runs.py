@@ -22,17 +22,18 @@ from typing import Any
 import yaml
 
 from trainkit.config import Config, load_recipe
-from trainkit.errors import UsageError
+from trainkit.errors import Stopped, UsageError, user_errors
 from trainkit.files import write_whole
+from trainkit.sources import is_stream
 from trainkit.suites import Run
 
 __all__ = ["Failure", "Progress", "locked", "progress_of", "run_all"]
 
 TRAIN = (sys.executable, str(Path(__file__).resolve().parents[1] / "train.py"))
 POLL_SECONDS = 0.1
-# change nothing of what comes out
+# change nothing of what comes out (workers: but for a stream)
 _FREE = (
-    *("output", "experiment", "resume", "pin_mem"),
+    *("output", "experiment", "resume", "pin_mem", "workers"),
     *("checkpoint_interval", "checkpoint_hist", "tracker", "log_interval"),
 )
 
@@ -84,12 +85,15 @@ def run_all(
 ) -> list[Failure]:
     """Run train.py on each, `jobs` at a time, resuming what was cut; returns those that failed.
 
-    SIGINT and SIGTERM are passed on to the children; when they have ended, SystemExit(128 + signal).
+    SIGINT and SIGTERM are passed on to the children, which save what they have.
 
     Args:
         threads: of each child. A figure's last bits depend on it.
         finished, started: called with every run that ends or begins.
         train: the command; `--config recipe.yaml --resume auto` is added.
+    Raises:
+        Stopped: SIGINT or SIGTERM came, and the children have ended.
+        UsageError: a run's folder cannot be written.
     """
     waiting, failures = deque(runs), list[Failure]()
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
@@ -114,7 +118,8 @@ def run_all(
             if not ended:
                 time.sleep(POLL_SECONDS)
     if caught:
-        raise SystemExit(128 + caught[0])
+        name = signal.Signals(caught[0]).name
+        raise Stopped(f"stopped by {name}; the same command goes on where each run was saved", caught[0])
     return failures
 
 
@@ -146,8 +151,10 @@ def _start(run: Run, train: Sequence[str], threads: int) -> "subprocess.Popen[by
     header = f"# {run}, written by compare.py\n# command: python train_scripts/train.py --config {recipe}\n"
     settings = json.loads(json.dumps(run.settings))  # yaml knows no tuples
     text = header + yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
-    write_whole(recipe, lambda stream: stream.write(text.encode()))
-    with open(run.folder / "train.log", "ab") as log:
+    with user_errors(f"write to {run.folder}"):
+        write_whole(recipe, lambda stream: stream.write(text.encode()))
+        log = open(run.folder / "train.log", "ab")  # noqa: SIM115
+    with log:
         return subprocess.Popen(
             [*train, "--config", str(recipe), "--resume", "auto"],
             stdin=subprocess.DEVNULL,
@@ -162,7 +169,8 @@ def _start(run: Run, train: Sequence[str], threads: int) -> "subprocess.Popen[by
 def _outcome(run: Run, status: int) -> Progress | Failure:
     log = run.folder / "train.log"
     if status:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        told = log.read_text(errors="replace") if log.is_file() else ""  # somebody may have removed the folder
+        lines = [line.strip() for line in told.splitlines() if line.strip()]
         last = f": {lines[-1][-200:]}" if lines else ""
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         return Failure(run, f"{how}{last}; see {log}")
@@ -216,7 +224,8 @@ def _check_same(run: Run, made_with: dict[str, Any]) -> None:
     wanted, default = _plain(run.config), _plain(Config())
     for name, value in wanted.items():
         before = made_with.get(name, default[name])
-        if name not in _FREE and before != value:
+        free = name in _FREE and not (name == "workers" and is_stream(run.config.dataset))
+        if not free and before != value:
             raise UsageError(
                 f"{run.folder} was made with {name}={before}, the suite wants {value}: "
                 "remove that folder, or give another --output"

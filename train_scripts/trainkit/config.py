@@ -3,32 +3,24 @@
 The names are those of timm's train script where it has them, with `_` in a recipe and `-` in a flag.
 """
 
-import argparse
-import dataclasses
 import math
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, overload
-
-import yaml
+from typing import Any, TypeVar, overload
 
 from timm_mix.mixers import MIXERS
-from trainkit.errors import UsageError, check_keys
+from trainkit.errors import UsageError
+from trainkit.ranges import check_ranges
+from trainkit.settings import check_settings, checked, parse_pairs, parser_of, read_yaml
 
-__all__ = ["Config", "check_settings", "load_recipe", "parse_config", "parse_pairs", "read_yaml"]
+__all__ = ["Config", "load_recipe", "parse_config"]
 
 Floats = tuple[float, ...]
 _ABOUT = "Train an image classifier: mixed inputs, divided networks, or plain."
 TASKS = ("classification", "mixmo", "cotraining", "recursivemix", "automix", "manifoldmixup")
 TRACKERS = ("tensorboard", "wandb", "csv")
-_AT_LEAST_ONE = (
-    *("num_classes", "in_chans", "img_size", "views", "batch_size", "validation_batch_size", "batch_repeats"),
-    *("grad_accum_steps", "epochs", "log_interval"),
-    *("checkpoint_interval", "checkpoint_hist"),
-)
 
 
 @dataclass(frozen=True)
@@ -183,35 +175,11 @@ class Config:
     export: str = field(default="last", metadata={"help": "weights of the saved model: last or best epoch"})
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be >= 1, got {value}")
-        for name in ("drop", "drop_path"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UsageError(f"{name} must lie in [0, 1), got {value}")
-        if self.padding is not None and self.padding < 0:
-            raise UsageError(f"padding must be >= 0, got {self.padding}")
-        for name in ("mixup", "cutmix", "l2_penalty"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise UsageError(f"{name} must be >= 0 and finite, got {value}")
-        for name in ("mixup_prob", "mixup_switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        check_ranges(self)
         if self.sched_after_warmup and not self.warmup_epochs < self.epochs:
             raise UsageError(
                 f"sched_after_warmup needs epochs after the warm-up, got {self.epochs} epochs with {self.warmup_epochs}"
             )
-        if not self.decay_epochs > 0:
-            raise UsageError(f"decay_epochs must be > 0, got {self.decay_epochs}")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise UsageError(f"std must be > 0, got {', '.join(map(str, self.std))}")
-        for name in ("scale", "ratio", "rescale", "reratio"):
-            value = getattr(self, name)
-            if value is not None and not (len(value) == 2 and value[0] <= value[1]):
-                raise UsageError(f"{name} must be two numbers, the smaller first, got {', '.join(map(str, value))}")
         choices = {
             "task": TASKS,
             "aug": ("small", "imagenet", "none"),
@@ -287,25 +255,6 @@ def load_recipe(path: str | Path, kind: type[Config] = Config) -> dict[str, Any]
     return check_settings(f"recipe {path}", read_yaml("recipe", path), kind)
 
 
-def read_yaml(what: str, path: str | Path) -> Any:
-    """Content of a yaml file; `what` it is begins the UsageError."""
-    try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {what} {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} {path} is not valid yaml: {' '.join(str(error).split())}") from None
-
-
-def check_settings(where: str, content: Any, kind: type[Any] = Config) -> dict[str, Any]:
-    """Settings of a run as the types that `kind` declares; `where` they stand begins the UsageError."""
-    if not isinstance(content, dict):
-        raise UsageError(f"{where} must be a mapping of settings, got {type(content).__name__}")
-    types_of = typing.get_type_hints(kind)
-    check_keys(where, content, types_of, "see train.py --help")
-    return {key: _checked(f"{where}: {key}", value, types_of[key]) for key, value in content.items()}
-
-
 @overload
 def parse_config(argv: Sequence[str] | None = None) -> Config: ...
 
@@ -323,94 +272,11 @@ def parse_config(argv: Sequence[str] | None = None, kind: type[Any] = Config, ab
         UsageError: anything that is wrong with recipe or flags.
     """
     types_of = typing.get_type_hints(kind)
-    values = vars(_parser(kind, about).parse_args(argv))
+    values = vars(parser_of(kind, about).parse_args(argv))
     recipe = values.pop("config", None)
     settings = load_recipe(recipe, kind) if recipe else {}
     for key, value in values.items():
         if typing.get_origin(types_of[key]) is dict:
             value = {**settings.get(key, {}), **parse_pairs(key, value)}
-        settings[key] = _checked(f"--{key.replace('_', '-')}", value, types_of[key])
+        settings[key] = checked(f"--{key.replace('_', '-')}", value, types_of[key])
     return kind(**settings)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-
-def _parser(declared: type[Config], description: str) -> argparse.ArgumentParser:
-    parser = _Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    parser.add_argument("--config", metavar="RECIPE", help="yaml file of settings; flags override it")
-    types_of = typing.get_type_hints(declared)
-    for spec in dataclasses.fields(declared):
-        kind, flag = _plain(types_of[spec.name]), f"--{spec.name.replace('_', '-')}"
-        about = _help_of(spec).replace("%", "%%")
-        if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
-        elif typing.get_origin(kind) is dict:
-            parser.add_argument(flag, nargs="+", metavar="KEY=VALUE", help=about)
-        elif typing.get_origin(kind) is tuple:
-            parser.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], help=about)
-        else:
-            parser.add_argument(flag, type=kind, help=about)
-    return parser
-
-
-def _help_of(spec: dataclasses.Field) -> str:
-    """What a setting is and its default, where there is one."""
-    about = str(spec.metadata.get("help", ""))
-    if spec.default in (dataclasses.MISSING, None, "") or spec.default is False or "default:" in about:
-        return about
-    values = spec.default if isinstance(spec.default, tuple) else (spec.default,)
-    return f"{about} (default: {' '.join(map(str, values))})".lstrip()
-
-
-def _plain(kind: Any) -> Any:
-    """The type behind `T | None`."""
-    if isinstance(kind, types.UnionType):
-        return next(arg for arg in typing.get_args(kind) if arg is not type(None))
-    return kind
-
-
-def parse_pairs(key: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words of the flag --key as settings; a value is read as yaml."""
-    settings = {}
-    for pair in pairs:
-        name, sign, value = pair.partition("=")
-        if not sign or not name:
-            raise UsageError(f"--{key.replace('_', '-')} takes key=value pairs, got {pair!r}")
-        try:
-            settings[name] = _number(yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise UsageError(f"--{key.replace('_', '-')} takes key=value pairs, {pair!r} has no yaml value") from None
-    return settings
-
-
-def _number(value: Any) -> Any:
-    """yaml 1.1 reads 1e-4 as text; here it is a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _checked(where: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`, or a UsageError that says what was wanted."""
-    if value is None and isinstance(kind, types.UnionType):
-        return None
-    kind = _plain(kind)
-    origin = typing.get_origin(kind)
-    if origin is dict and isinstance(value, dict):
-        return {str(name): _number(item) for name, item in value.items()}
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_checked(where, item, typing.get_args(kind)[0]) for item in value)
-    if kind is float:
-        value = _number(value)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    if kind in (bool, int, str) and type(value) is kind:
-        return value
-    wanted = "a mapping" if origin is dict else "a list" if origin is tuple else f"a value of type {kind.__name__}"
-    raise UsageError(f"{where} must be {wanted}, got {value!r}")

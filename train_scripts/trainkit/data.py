@@ -7,6 +7,8 @@ order, which of its copies, rank), and all chance in a training step is one of (
 depends on the number of workers nor on where a run was cut, and `epoch_batches` starts anywhere in an epoch at once.
 A stream (hfids, tfds, wds) shuffles and shards itself: its items are drawn one after the other by each worker, and to
 start in the middle of an epoch it has to be read from the epoch's beginning.
+
+A batch with an image that cannot be read is a `trainkit.reading.FaultyBatch`.
 """
 
 import signal
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from trainkit.chance import keep_generators, seed_generators
 from trainkit.errors import UsageError
+from trainkit.reading import collate, read
 from trainkit.sampler import EpochBatchSampler, Place, ShardSampler
 from trainkit.sources import check_splits, class_names, open_dataset
 
@@ -69,7 +72,7 @@ def create_train_loader(
             drop_last=drop_last,
             places=True,
         )
-        return DataLoader(_KeyedDataset(dataset), batch_sampler=sampler, **shared)
+        return DataLoader(_KeyedDataset(dataset), batch_sampler=sampler, collate_fn=collate, **shared)
     if repeats > 1:
         raise UsageError(
             f"batch repetition needs a dataset that can be read by index, got repeats={repeats} with a streamed one: "
@@ -97,7 +100,7 @@ def create_eval_loader(
         _tell_workers(dataset, workers)
         return DataLoader(dataset, batch_size=batch_size, **shared)
     sampler = ShardSampler(len(dataset), rank, world_size)  # type: ignore[arg-type]
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, **shared)
+    return DataLoader(_PlainDataset(dataset), batch_size=batch_size, sampler=sampler, collate_fn=collate, **shared)
 
 
 def start_epoch(loader: Any, epoch: int, seed: int, rank: int = 0, first_batch: int = 0) -> None:
@@ -174,7 +177,20 @@ class _KeyedDataset(Dataset):
 
     def _item(self, place: Place) -> Any:
         seed_generators(*self.key, place.position, place.copy, _ITEM)
-        return self.dataset[place.sample]
+        return read(self.dataset, place.sample)
+
+
+class _PlainDataset(Dataset):
+    """Reads samples by their index."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return read(self.dataset, index)
 
 
 def _loader_settings(workers: int, pin_memory: bool) -> dict[str, Any]:

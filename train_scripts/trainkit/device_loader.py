@@ -21,6 +21,7 @@ from trainkit.config import Config
 from trainkit.data import create_eval_loader
 from trainkit.device_transforms import NO_AUGMENTATION, Augmentation, cut_views, erase, plan_views, to_device
 from trainkit.errors import UsageError
+from trainkit.reading import FaultyBatch
 from trainkit.sampler import EpochBatchSampler, ShardSampler
 from trainkit.transforms import ResizeIfNeeded
 
@@ -70,7 +71,8 @@ def load_images(
         interpolation: of the resize, by timm's names.
         workers: processes that decode.
     Raises:
-        UsageError: a streamed dataset, more channels than the network takes, or more than MEMORY_SHARE of the memory.
+        UsageError: a streamed dataset, more channels than the network takes, more than MEMORY_SHARE of the memory, an
+            image that cannot be read.
     """
     if isinstance(dataset, IterableDataset):
         raise UsageError("device_loader needs data that can be read by index, got a streamed dataset: drop it")
@@ -83,7 +85,10 @@ def load_images(
     pixels = torch.zeros(1 + count * size[0] * size[1], channels, dtype=torch.uint8)
     target = np.zeros(count, np.int64)
     images, done = pixels[1:].view(count, *size, channels), 0
-    for batch, labels in create_eval_loader(dataset, batch_size=256, workers=workers):
+    for read in create_eval_loader(dataset, batch_size=256, workers=workers):
+        if isinstance(read, FaultyBatch):
+            raise UsageError(read.fault)
+        batch, labels = read
         images[done : done + len(batch)] = batch.permute(0, 2, 3, 1)
         target[done : done + len(batch)] = labels.numpy()
         done += len(batch)

@@ -3,35 +3,39 @@
 import dataclasses
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from timm.data import Mixup
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from timm_mix.metrics import evaluate_members
 from trainkit.config import Config
 from trainkit.data import epoch_batches
-from trainkit.errors import Stopped
+from trainkit.errors import Stopped, UsageError
 from trainkit.files import write_json
 from trainkit.guards import LossGuard
 from trainkit.keeping import Keeper, Progress, report_unwritten
 from trainkit.member_parallel import MemberParallel
 from trainkit.parallel import DataParallel
+from trainkit.reading import FaultyBatch
 from trainkit.results import describe_machine, describe_results, score
 from trainkit.signals import Agreement, StopSignals
 from trainkit.trackers import figures_of, start_tracker
 
 __all__ = ["Trainer"]
 
-STOP_EVERY = 8  # updates between two times that several processes ask each other for a signal
+STOP_EVERY = 8  # updates, or batches of an evaluation, between two times that several processes ask each other to stop
+FAULT = 1 << 16  # what they then say of an image that cannot be read; larger than any signal
 
 
 class Trainer:
@@ -73,6 +77,7 @@ class Trainer:
         facts = {"batches per epoch": len(train_loader), **about.get("data", {})}
         self.keeper = Keeper(config, accelerator, self.parallel, parts, facts)
         self.progress = Progress()
+        self.fault: str | None = None
         self.signals = StopSignals()
         self.agreement = Agreement(accelerator.num_processes)
         self.stop_every = 1 if accelerator.num_processes == 1 else STOP_EVERY
@@ -92,7 +97,8 @@ class Trainer:
 
         Raises:
             Stopped: SIGTERM or SIGINT came; the run has been saved.
-            UsageError: a checkpoint that does not fit, a loss that is not finite, or files that cannot be written.
+            UsageError: a checkpoint that does not fit, a loss that is not finite, an image that cannot be read, files
+                that cannot be written.
         """
         self.progress = progress = self.keeper.resume()
         start_tracker(self.accelerator, self.config, progress.history)
@@ -121,9 +127,7 @@ class Trainer:
         means = self._train_epoch()
         row: dict[str, Any] = {"epoch": progress.epoch, "lr": progress.lr, "train": means}
         row["train_seconds"] = round(progress.seconds, 3)
-        row["eval"] = self._evaluate(self.model)
-        if self.task.has_ema():
-            row["eval_ema"] = self._evaluate(unwrap_model(self.task.get_eval_model(ema=True)))
+        row |= {name: self._evaluate(model) for name, model in self._evaluated().items()}
         if self.schedule is not None:
             self.schedule.step(progress.epoch + 1, score(row))
         progress.finish_epoch(row)
@@ -133,6 +137,17 @@ class Trainer:
 
     def _train_epoch(self) -> dict[str, float]:
         """The rest of a pass over the training loader; the mean of every scalar that the task reported in all of it."""
+        progress = self.progress
+        if not progress.trained:
+            self._train_batches()
+            self._stop_if_asked()
+            for model in self._evaluated().values():
+                self.parallel.average_batchnorm(model)
+            progress.trained = True
+        total = {name: float(value) for name, value in self._sum(progress.sums).items()}
+        return {name: value / total["batches"] for name, value in total.items() if name != "batches"}
+
+    def _train_batches(self) -> None:
         progress, config, device = self.progress, self.config, self.accelerator.device
         place = (progress.epoch, config.seed, self.parallel.seed_rank, progress.batch)
         length = len(self.train_loader)
@@ -142,13 +157,18 @@ class Trainer:
         with self._bar(length) as bar:
             # after its last batch a stream would be read once more for nothing
             for batch in epoch_batches(self.train_loader, *place, device) if progress.batch < length else ():
-                group.append(batch)
+                group.append(self._sound(batch))
                 bar.update()
                 if len(group) == config.grad_accum_steps or progress.batch + len(group) == length:
                     self._step(group, bar)
                     group = []
-        total = {name: float(value) for name, value in self._sum(progress.sums).items()}
-        return {name: value / total["batches"] for name, value in total.items() if name != "batches"}
+
+    def _sound(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """A batch of a loader; a fault in it ends the run when the processes next ask each other to stop."""
+        if not isinstance(batch, FaultyBatch):
+            return batch
+        self.fault = self.fault or batch.fault
+        return batch.images, batch.target
 
     def _step(self, group: list[tuple[Tensor, Tensor]], bar: tqdm) -> None:
         """One update, and what has to be done between two: looks at the loss, a checkpoint, the end."""
@@ -166,7 +186,7 @@ class Trainer:
         if due or at_end or len(self.guard) >= config.log_interval:
             self.guard.check(self._trained() if due or at_end else None)
             bar.set_postfix(loss=f"{self.guard.last_finite:.4f}", refresh=False)
-        if due or at_end or progress.update % self.stop_every == 0:
+        if not at_end and (due or progress.update % self.stop_every == 0):
             self._stop_if_asked()
         if due and not at_end:
             self.keeper.save(progress)
@@ -174,15 +194,23 @@ class Trainer:
 
     def _stop_if_asked(self, *, saved: bool = False) -> None:
         """All processes together, because a signal may reach one of them first."""
-        number = self.agreement.largest(self.signals.received)
+        number = self.agreement.largest(self.signals.received if self.fault is None else FAULT)
         if not number:
             return
+        if number == FAULT:
+            self._refuse()
         if not saved:
             self.guard.check(self._trained())
             self.keeper.save(self.progress, final=True)
         name = signal.Signals(number).name
         line = f"stopped by {name} after update {self.progress.update}, which is saved; go on with --resume auto"
         raise Stopped(line, number)
+
+    def _refuse(self) -> NoReturn:
+        """All processes tell of the first fault. Of updates in which an image was black nothing is saved."""
+        if self.progress.trained:
+            self.keeper.save(self.progress, final=True)
+        raise UsageError(next(fault for fault in gather_object([self.fault]) if fault is not None))
 
     def _trained(self) -> nn.Module:
         return unwrap_model(self.task.get_trainable_module())
@@ -224,14 +252,32 @@ class Trainer:
             images = images.contiguous(memory_format=torch.channels_last)
         return images
 
+    def _evaluated(self) -> dict[str, nn.Module]:
+        """The models that are evaluated, by the names of their figures."""
+        averaged = {"eval_ema": unwrap_model(self.task.get_eval_model(ema=True))} if self.task.has_ema() else {}
+        return {"eval": self.model, **averaged}
+
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Scores over all processes, each of which holds its own share of the samples exactly once."""
-        self.parallel.average_batchnorm(model)
-        bar = tqdm(self.eval_loader, desc="evaluate", leave=False, disable=self._quiet(), unit="batch")
         with self.accelerator.autocast():
-            metrics = evaluate_members(self.parallel.evaluable(model), bar, self.accelerator.device)
+            metrics = evaluate_members(
+                self.parallel.evaluable(model), self._evaluation_batches(), self.accelerator.device
+            )
+        if self.agreement.largest(int(self.fault is not None)):
+            self._refuse()
         metrics.reduce(self.parallel.sum_scores)
         return {name: dataclasses.asdict(scores) for name, scores in metrics.compute().items()}
+
+    def _evaluation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """A run that is stopped between two of them has been saved as it was before the evaluation."""
+        bar = tqdm(self.eval_loader, desc="evaluate", leave=False, disable=self._quiet(), unit="batch")
+        # a process may have a batch more than another, and nobody knows how long the shares of a stream are
+        is_stream = isinstance(getattr(self.eval_loader, "dataset", None), IterableDataset)
+        together = -self.agreement.largest(0 if is_stream else -len(self.eval_loader))
+        for number, batch in enumerate(bar, 1):
+            yield self._sound(batch)
+            if self.agreement.processes == 1 or (number <= together and number % self.stop_every == 0):
+                self._stop_if_asked()
 
     def _sum(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         names = sorted(sums)

@@ -7,20 +7,20 @@ doubled; every process gets all of them in the order of the data set.
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
-from timm.data import ImageDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 from timm_mix.models._members import reduce_members
 from trainkit.errors import UsageError, user_errors
+from trainkit.reading import Unreadable, read
 
 __all__ = ["Network", "PixelDataset", "collect", "create_accelerator", "create_loader"]
 
@@ -102,19 +102,13 @@ class Network:
         return outputs[:, int(which) if place is None else place].double()
 
 
-class Unreadable(NamedTuple):
-    """In the place of a batch: an exception would leave a worker with its whole traceback in the message."""
-
-    reason: str
-
-
 class PixelDataset(Dataset):
     """Images as pixels in [0, 1] before normalisation, with label and index, perhaps corrupted.
 
-    timm's ImageDataset puts the next image in the place of an unreadable one; here that is an `Unreadable`.
+    In the place of one that cannot be read stands an `Unreadable`.
 
     Args:
-        source: a data set of PIL images and labels.
+        source: a data set of PIL images and labels; see `trainkit.reading`.
         to_pixels: PIL image -> [C, H, W] in [0, 1].
         mode: PIL mode of the images.
         corruption: (image [H, W, C] uint8, index) -> the same.
@@ -133,29 +127,15 @@ class PixelDataset(Dataset):
         return len(self.source)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int] | Unreadable:
-        try:
-            image, label = self._read(index)
-            pixels = self.to_pixels(image.convert(self.mode))
-        except Exception as error:  # decoders fail in many ways: OSError, SyntaxError, struct.error, ...
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return Unreadable(f"cannot read image {self._name(index)}: {reason}; replace it or take it out")
+        sample = read(self.source, index)
+        if isinstance(sample, Unreadable):
+            return sample
+        image, label = sample
+        pixels = self.to_pixels(image.convert(self.mode))
         if self.corruption is not None:
             grid = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
             pixels = torch.from_numpy(self.corruption(grid, index)).permute(2, 0, 1).float() / 255
-        return pixels, -1 if label is None else int(label), index
-
-    def _read(self, index: int) -> tuple[Image.Image, Any]:
-        if not isinstance(self.source, ImageDataset):
-            return self.source[index]
-        file, label = self.source.reader[index][:2]
-        with file, Image.open(file) as image:
-            return image.convert(self.mode), label
-
-    def _name(self, index: int) -> str:
-        try:
-            return str(self.source.filename(index, absolute=True))  # type: ignore[attr-defined]
-        except Exception:  # not every reader knows
-            return f"number {index}"
+        return pixels, int(label), index
 
 
 class WholeBatches(Sampler[list[int]]):
@@ -219,7 +199,7 @@ def collect(
 
 def _run(step: Callable, batch: Any, device: torch.device, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     if isinstance(batch, Unreadable):
-        raise UsageError(batch.reason)
+        raise UsageError(batch.fault)
     pixels, label, index = batch
     for i, wanted in zip(index.tolist(), label.tolist(), strict=True):
         if not 0 <= wanted < num_classes:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["link_whole", "write_json", "write_whole"]
+from trainkit.errors import UsageError
+
+__all__ = ["check_folder", "link_whole", "write_json", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -29,6 +31,22 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
+
+
+def check_folder(folder: Path, flag: str = "--output") -> None:
+    """What cannot be written at the end is an error at the beginning; nothing is left there.
+
+    Raises:
+        UsageError: the folder cannot be made, or nothing be written into it.
+    """
+    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not present.is_dir():
+        raise UsageError(f"the folder {folder} cannot be made, {present} is a file: give another {flag}")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=present):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder} ({error.strerror or error}): give another {flag}") from error
 
 
 def link_whole(source: Path, target: Path) -> None:

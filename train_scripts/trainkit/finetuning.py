@@ -83,7 +83,7 @@ class FinetuneConfig(Config):
             raise UsageError(f"linear_probe freezes the whole backbone, got freeze={self.freeze} as well: drop one")
         if self.linear_probe and (self.drop or self.drop_path):
             raise UsageError("linear_probe trains on the features of evaluation mode, got drop or drop_path")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+        if self.layer_decay is not None and not self.layer_decay <= 1:
             raise UsageError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
         if self.layer_decay is not None and self.sched == "none":
             raise UsageError("layer_decay acts through the schedule, got sched=none: take --sched constant")
@@ -123,8 +123,13 @@ def _built_with(config: FinetuneConfig, wanted: dict[str, Any]) -> dict[str, Any
 
 def _check_source(model: str) -> tuple[str | None, str]:
     """Where a model comes from and its name there, after a look at what lies on the disk."""
+    wanted = "--model wants a name, local-dir:FOLDER or hf-hub:ORG/NAME"
     if Path(model).is_dir() and not timm.is_model(model):
-        raise UsageError(f"--model wants a name, local-dir:FOLDER or hf-hub:ORG/NAME; did you mean local-dir:{model}?")
+        inner = Path(model) / "model"  # of a run
+        hint = inner if (inner / "config.json").is_file() else model
+        raise UsageError(f"{wanted}; did you mean local-dir:{hint}?")
+    if Path(model).is_file():
+        raise UsageError(f"{wanted}, {model} is a file; weights are for --initial-checkpoint, beside --model NAME")
     with user_errors(f"find model {model!r}"):
         source, name = parse_model_name(model)
     if source == "local-dir":
@@ -157,10 +162,7 @@ def open_data(config: FinetuneConfig) -> Data:
             raise UsageError(
                 f"val_fraction is for a folder of images, got {config.dataset or config.data_dir}: drop it"
             )
-        data = build_data(config)
-        if data.num_classes < 2:
-            raise UsageError(f"the data must have at least two classes, got {data.num_classes}")
-        return data
+        return build_data(config)
     if config.data_dir is None:
         raise UsageError("--data-dir is missing: a folder with train/ and val/, or with one folder of images per class")
     train, validation, left_out = open_image_folder(

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 from trainkit.config import Config
 from trainkit.errors import UsageError
 from trainkit.signals import Agreement
+from trainkit.sources import is_stream
 
-__all__ = ["LossGuard", "check_classes", "check_facts", "check_recipe"]
+__all__ = ["LossGuard", "check_classes", "check_run"]
 
-# settings that do not change what is learnt: where, how fast and how loudly a run works
+# settings that do not change what is learnt: where, how fast and how loudly a run works (workers: but for a stream)
 FREE = {
     *("workers", "pin_mem", "data_dir", "dataset_download", "validation_batch_size", "pretrained"),
     *("initial_checkpoint", "grad_checkpointing", "channels_last", "torchcompile", "cpu", "member_parallel"),
@@ -75,39 +76,29 @@ class LossGuard:
         return None, math.nan
 
 
-def check_recipe(path: Path, made_with: dict[str, Any], config: Config) -> None:
+def check_run(
+    path: Path, made_with: dict[str, Any], config: Config, made_on: dict[str, Any], facts: dict[str, Any]
+) -> None:
     """
     Args:
         made_with: the settings that the checkpoint was made with; one that it does not have had its default.
-    Raises:
-        UsageError: a setting that changes what is learnt is another one now.
-    """
-    given = dataclasses.asdict(config)
-    changed = {
-        spec.name: (made_with.get(spec.name, _default(spec)), given[spec.name])
-        for spec in dataclasses.fields(config)
-        if spec.name not in FREE and made_with.get(spec.name, _default(spec)) != given[spec.name]
-    }
-    if not changed:
-        return
-    was = ", ".join(f"{name}={before}" for name, (before, _) in changed.items())
-    now = ", ".join(f"{name}={after}" for name, (_, after) in changed.items())
-    raise UsageError(f"{path} was made with {was}, got {now}; resume with the same, or start anew (--experiment)")
-
-
-def check_facts(path: Path, made_on: dict[str, Any], facts: dict[str, Any]) -> None:
-    """
-    Args:
         made_on, facts: what is countable about data and processes, then and now, by its name.
     Raises:
-        UsageError: something is another number now.
+        UsageError: a setting that changes what is learnt, or a number, is another one now; one line names all of them.
     """
-    for name, now in facts.items():
-        if made_on.get(name, now) != now:
-            raise UsageError(
-                f"{path} was made with {made_on[name]} {name}, got {now}; resume with the same, or start anew "
-                "(--experiment)"
-            )
+    given = dataclasses.asdict(config)
+    free = FREE - {"workers"} if is_stream(config.dataset) else FREE
+    pairs = [
+        (f"{spec.name}={made_with.get(spec.name, _default(spec))}", f"{spec.name}={given[spec.name]}")
+        for spec in dataclasses.fields(config)
+        if spec.name not in free and made_with.get(spec.name, _default(spec)) != given[spec.name]
+    ]
+    pairs += [
+        (f"{made_on[name]} {name}", f"{now} {name}") for name, now in facts.items() if made_on.get(name, now) != now
+    ]
+    if pairs:
+        was, now = (", ".join(column) for column in zip(*pairs, strict=True))
+        raise UsageError(f"{path} was made with {was}, got {now}; resume with the same, or start anew (--experiment)")
 
 
 def check_classes(model: nn.Module, num_classes: int, **splits: Dataset) -> None:

@@ -1,8 +1,7 @@
 """The user's own images: one folder per class, in train/ and val/ or to be split here.
 
 Stricter than timm's reader, which `train.py` uses: a class is a folder of the first level with all images below it,
-more endings than .png and .jpg are read, hidden files are not, what cannot be read is an error that names the file,
-and nothing is left out in silence. Classes are numbered in timm's order, so that both readers agree.
+hidden files are not read, and nothing is left out in silence. Classes are numbered in timm's order: both readers agree.
 """
 
 from collections import Counter
@@ -19,13 +18,10 @@ from torch.utils.data import Dataset
 
 from trainkit.digits import EVAL_SPLITS, TRAIN_SPLITS
 from trainkit.errors import UsageError, user_errors
+from trainkit.reading import ENDINGS, decode, find_fault, unreadable
 
 __all__ = ["ImageFiles", "find_unreadable", "open_image_folder"]
 
-ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
-)
 VALIDATION_SPLITS = tuple(name for name in EVAL_SPLITS if name != "test")
 _SIDECARS = ("thumbs.db", "desktop.ini", "readme.md", "readme.txt", "license", "license.txt")  # no one misses them
 
@@ -51,10 +47,9 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         try:
-            with Image.open(self.files[index]) as file:
-                image = file.convert(self.mode)
+            image = decode(self.files[index], self.mode)
         except Exception as error:  # decoders fail in many ways
-            raise UsageError(_unreadable(self.files[index], error)) from error
+            raise UsageError(unreadable(self.files[index], error)) from error
         return (image if self.transform is None else self.transform(image)), int(self.targets[index])
 
 
@@ -102,6 +97,7 @@ def open_image_folder(
         if val_root is not None:
             validation = _find_images(val_root)
             _check_same_classes(train, validation)
+            _check_apart(train, validation)
             pairs = [_flat(found.images, classes) for found in (train, validation)]
             left_out = train.left_out + validation.left_out
         else:
@@ -113,24 +109,7 @@ def open_image_folder(
 def find_unreadable(files: Sequence[Path], threads: int = 1) -> list[str]:
     """Decode every file; one line for each that cannot be used."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return [fault for fault in pool.map(_fault, files) if fault is not None]
-
-
-def _fault(path: Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("I", "F") or image.mode.startswith("I;"):  # PIL would clip them to white
-                return f"{path} has more than 8 bits per channel (PIL mode {image.mode}): convert it"
-            image.draft("RGB", (64, 64))  # a JPEG is read to its end, but decoded at an eighth of its size
-            image.load()
-    except Exception as error:  # decoders fail in many ways
-        return _unreadable(path, error)
-    return None
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = " ".join(str(error).split()).replace(repr(str(path)), "it") or type(error).__name__
-    return f"{path} is no image that can be read ({reason}): replace or remove it"
+        return [fault for fault in pool.map(find_fault, files) if fault is not None]
 
 
 def _find_splits(root: Path, train_split: str, val_split: str) -> tuple[Path, Path | None]:
@@ -180,11 +159,21 @@ def _find_images(root: Path) -> _Found:
                 images[folder.name].append(file)
             elif file.name.lower() not in _SIDECARS:
                 left_out[file.suffix.lower() or file.name] += 1
+    _check_once(images)
     found = _Found(root, images, left_out)
     if not any(images.values()):
         there = "the images themselves" if _has_images(root) else f"{_listed(left_out) or 'nothing'} instead"
         raise UsageError(f"{root} must hold one folder of images per class (.jpg, .png, .webp, ...), it holds {there}")
     return found
+
+
+def _check_once(images: dict[str, list[Path]]) -> None:
+    """No folder is come upon twice through links: its images would count twice, or for two classes."""
+    seen: dict[Path, Path] = {}
+    for folder in dict.fromkeys(file.parent for files in images.values() for file in files):
+        first = seen.setdefault(folder.resolve(), folder)
+        if first != folder:
+            raise UsageError(f"{first} and {folder} are one folder, whose images would count twice: remove a link")
 
 
 def _has_images(root: Path) -> bool:
@@ -231,6 +220,14 @@ def _check_same_classes(train: _Found, validation: _Found) -> None:
     where = [f"{_listed(names)} only in {root}" for root, names in alone.items() if names]
     if where:
         raise UsageError(f"training and validation must have the same class folders, got {' and '.join(where)}: rename")
+
+
+def _check_apart(train: _Found, validation: _Found) -> None:
+    """The splits have no folder in common, by whatever links."""
+    splits = (train.images, validation.images)
+    shared = set.intersection(*({file.parent.resolve() for files in x.values() for file in files} for x in splits))
+    if shared:
+        raise UsageError(f"training and validation must be different images, both have {min(shared)}: split the data")
 
 
 def _flat(images: dict[str, list[Path]], classes: list[str]) -> tuple[list[Path], np.ndarray]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from trainkit.checkpoint import VERSION, collect, put_back, read_checkpoint
 from trainkit.config import Config
 from trainkit.errors import UsageError
-from trainkit.guards import check_facts, check_recipe
+from trainkit.guards import check_run
 from trainkit.member_parallel import MemberParallel
 from trainkit.parallel import DataParallel
 from trainkit.results import score
@@ -27,6 +27,7 @@ class Progress:
     """A place between two updates.
 
     epoch: the running one, from 0.   batch, update: batches of it and updates of the run that are done.
+    trained: all of its batches are, and the processes' BatchNorm statistics are one; evaluation is what is left.
     lr: at the beginning of the epoch.   seconds: of training in it.   history: a row for every epoch before it.
     sums: of what the task reported in it, in this process.
     """
@@ -34,6 +35,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     update: int = 0
+    trained: bool = False
     lr: float | None = None
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -41,7 +43,8 @@ class Progress:
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
         self.history.append(row)
-        self.epoch, self.batch, self.lr, self.seconds, self.sums = self.epoch + 1, 0, None, 0.0, {}
+        self.epoch, self.batch, self.trained = self.epoch + 1, 0, False
+        self.lr, self.seconds, self.sums = None, 0.0, {}
 
     @property
     def at_best(self) -> bool:
@@ -55,7 +58,7 @@ class Keeper:
 
     Args:
         parts: task, optimizer, schedule and scaler, by these names.
-        facts: what has to be the same when the run goes on; see guards.check_facts.
+        facts: what has to be the same when the run goes on; see guards.check_run.
     """
 
     def __init__(
@@ -95,10 +98,10 @@ class Keeper:
         """
         path = self._agreed_path()
         if path is None:
+            self._say_what_is_replaced()
             return Progress()
         content = read_checkpoint(path, check=False)
-        check_recipe(path, content["config"], self.config)
-        check_facts(path, content["facts"], self.facts)
+        check_run(path, content["config"], self.config, content["facts"], self.facts)
         if content["config"]["member_parallel"] != self.config.member_parallel and self.accelerator.is_main_process:
             how = "a part of the model" if self.config.member_parallel else "the whole model"
             print(f"going on with {how} per process, whose augmentation is drawn otherwise", flush=True)
@@ -137,6 +140,12 @@ class Keeper:
             raise UsageError(told[1])
         return told[0]
 
+    def _say_what_is_replaced(self) -> None:
+        """A run that begins in the folder of another one may be a forgotten flag."""
+        if self.accelerator.is_main_process and self.files.last.is_file():
+            line = f"{self.config.folder} has a run, which this one replaces; --resume auto would go on with it"
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
     def _check_best(self, history: list[dict[str, Any]]) -> None:
         """The best of the epochs that are done has to be here."""
         if self.config.export == "best" and history and not self.files.best.is_file():
@@ -155,4 +164,4 @@ def report_unwritten(what: str, error: OSError, *, final: bool) -> None:
     print(f"warning: {line}; going on, the older one stays", file=sys.stderr, flush=True)
 
 
-_PLACE = ("epoch", "batch", "update", "lr", "seconds", "history")
+_PLACE = ("epoch", "batch", "update", "trained", "lr", "seconds", "history")

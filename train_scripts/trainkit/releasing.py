@@ -21,9 +21,10 @@ from torch import nn
 from timm_mix.card import RELEASE, file_hash, make_card
 from timm_mix.hub import save_pretrained
 from timm_mix.models._pretrained import hub_id, is_declared, shipped_folder
-from trainkit.config import Config, check_settings
+from trainkit.config import Config
 from trainkit.errors import UsageError, user_errors
 from trainkit.files import write_json, write_whole
+from trainkit.settings import check_settings
 
 __all__ = ["Release", "Run", "forget_origin", "read_run", "replacing", "take_model", "write_release"]
 
@@ -87,7 +88,7 @@ def read_run(folder: str | Path) -> Run:
     lacking = [key for key in wanted if not isinstance(results, dict) or key not in results]
     if lacking:
         raise UsageError(f"{folder}/results.json must be that of a run of train.py, it has no {lacking[0]!r}")
-    config = Config(**check_settings(f"{folder}/results.json", results["config"]))
+    config = Config(**check_settings(f"{folder}/results.json", results["config"], Config))
     done, total = len(results["epochs"]), results.get("total_epochs", config.epochs)
     if done < total or not (folder / "model" / "config.json").is_file():
         raise UsageError(

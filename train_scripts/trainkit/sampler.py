@@ -144,7 +144,7 @@ class EpochBatchSampler(Sampler[list[Any]]):
             raise UsageError(
                 f"one step needs {needed} distinct images (batch_size {self.batch_size} / repeats {self.repeats} "
                 f"* {self.world_size} processes), the dataset has {self.num_samples}: "
-                "take a smaller batch_size, more repeats or drop_last=False"
+                "take a smaller batch_size, more repeats or fewer processes"
             )
 
 

@@ -1,7 +1,8 @@
 """Datasets by name, with timm's names and one-line errors.
 
-`open_dataset` is timm's `create_dataset` with two differences: the name "digits" gives data that need no download, and
-a user's mistake is one line.
+`open_dataset` is timm's `create_dataset` with these differences: the name "digits" gives data that need no download, an
+image that cannot be read is an error (`StrictImages`; a stream leaves it out, as its reader does), folders are searched
+for all of `ENDINGS`, and a user's mistake is one line.
 """
 
 import importlib.util
@@ -13,15 +14,17 @@ from typing import Any
 import timm.data
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from trainkit.digits import EVAL_SPLITS, TRAIN_SPLITS, Digits
 from trainkit.errors import UsageError
+from trainkit.reading import ENDINGS, StrictImages
 
-__all__ = ["check_splits", "class_names", "open_dataset"]
+__all__ = ["check_splits", "class_names", "is_stream", "open_dataset"]
 
 FOLDER_NAMES = ("", "folder", "image_folder", "imagefolder", "tar")  # timm reads a folder or a tar for each
 PACKAGES = {"hfds": "datasets", "hfids": "datasets", "tfds": "tensorflow_datasets", "wds": "webdataset"}
+STREAMS = ("hfids", "tfds", "wds")
 TORCH_NAMES = "cifar10, cifar100, mnist, kmnist, fashion_mnist, qmnist, imagenet, places365, inaturalist, image_folder"
 TORCH_OWN_SPLITS = ("imagenet", "places365", "inaturalist", "inat")  # torchvision checks the split of these itself
 SPLIT_NAMES = TRAIN_SPLITS + EVAL_SPLITS
@@ -77,13 +80,28 @@ def open_dataset(
         _check_root(name, root, exists=False)
     settings = {"class_map": class_map, "batch_size": batch_size, "seed": seed, "input_img_mode": input_img_mode}
     settings.update(search_split=False, download=download, is_training=is_training, **kw)
+    timms_folder = prefix == "folder" and not target.lower().startswith("torch/") and Path(root or "").is_dir()
+    if timms_folder:
+        settings.setdefault("input_key", ";".join(ENDINGS))
     try:
         dataset = timm.data.create_dataset(target, root=root and os.fspath(root), split=split, **settings)
     except (AssertionError, ImportError, KeyError, OSError, RuntimeError, ValueError, tarfile.TarError) as error:
         raise UsageError(_describe_failure(prefix, name, root, split, error)) from error
     if class_names(dataset) == [""]:
         raise UsageError(f"{root} must hold one folder per class, it holds the images themselves: sort them by class")
-    return dataset
+    if timms_folder:
+        _check_folders(dataset.reader)
+        if is_training and not class_map:
+            _check_every_class(os.fspath(root or ""), dataset.reader.samples)
+    return dataset if isinstance(dataset, IterableDataset) else StrictImages(dataset, input_img_mode)
+
+
+def is_stream(name: str) -> bool:
+    """Whether a data set is read from its beginning to its end: then its workers deal out and shuffle the samples.
+
+    Of any other the number of workers changes nothing that is drawn, see `trainkit.data`.
+    """
+    return name.partition("/")[0].lower() in STREAMS
 
 
 def class_names(dataset: Dataset) -> list[str] | None:
@@ -99,12 +117,12 @@ def class_names(dataset: Dataset) -> list[str] | None:
 
 
 def check_splits(train: Dataset, validation: Dataset) -> None:
-    """Refuse two splits that number their classes differently, or that are the same files.
+    """Refuse two splits that number their classes differently, or that have files in common.
 
     timm numbers the classes of each folder by itself: a class that is missing in one split shifts all later labels.
 
     Raises:
-        UsageError: the class names differ, or both splits read the same folder or tar.
+        UsageError: the class names differ, or both splits read one folder (by whatever names and links) or tar.
     """
     names, others = class_names(train), class_names(validation)
     if names is not None and others is not None and names != others:
@@ -113,9 +131,14 @@ def check_splits(train: Dataset, validation: Dataset) -> None:
             f"training and validation must have the same classes, {len(names)} and {len(others)} were found, "
             f"they differ in {', '.join(map(repr, alone[:5]))}: add the missing folders' images or pass a class map"
         )
-    reader, other = getattr(train, "reader", None), getattr(validation, "reader", None)
-    if isinstance(reader, ReaderImageFolder | ReaderImageInTar) and reader.root == getattr(other, "root", None):
-        raise UsageError(f"training and validation must be different images, both are {reader.root}: split the data")
+    readers = [getattr(split, "reader", None) for split in (train, validation)]
+    if all(isinstance(reader, ReaderImageFolder) for reader in readers):
+        shared = set.intersection(*(set(_real_folders(reader)) for reader in readers))
+    else:
+        roots = [os.path.realpath(reader.root) for reader in readers if isinstance(reader, ReaderImageInTar)]
+        shared = set(roots) if len(roots) == 2 and roots[0] == roots[1] else set()
+    if shared:
+        raise UsageError(f"training and validation must be different images, both have {min(shared)}: split the data")
 
 
 def _parse_name(name: str) -> tuple[str, str]:
@@ -175,6 +198,37 @@ def _split_folders(root: Path) -> list[str]:
     return [name for name in splits if any(entry.is_dir() for entry in (root / name).iterdir())]
 
 
+def _real_folders(reader: Any) -> dict[str, list[str]]:
+    """The folders that images lie in, each with all the names under which a walk through the links comes upon it."""
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(os.path.dirname(path) for path, _ in reader.samples):
+        found.setdefault(os.path.realpath(name), []).append(name)
+    return found
+
+
+def _check_folders(reader: Any) -> None:
+    """timm follows every link, and makes a class of a hidden folder."""
+    for names in _real_folders(reader).values():
+        if len(names) > 1:
+            raise UsageError(f"{names[0]} and {names[1]} are one folder, whose images would count twice: remove a link")
+    hidden = next((name for name in reader.class_to_idx if name.startswith(".")), None)
+    if hidden is not None:
+        raise UsageError(f"a class must not be hidden, {reader.root} has images in a folder {hidden!r}: remove it")
+
+
+def _check_every_class(root: str, samples: list[tuple[str, int]]) -> None:
+    """timm has no class for a folder without images."""
+    first = len(os.path.join(root, ""))
+    used = {path[first:].partition(os.sep)[0] for path, _ in samples}
+    empty = [entry.name for entry in Path(root).iterdir() if entry.is_dir() and entry.name[0] != "."]
+    empty = sorted(name for name in empty if name not in used)
+    if empty:
+        raise UsageError(
+            f"every class needs training images, {', '.join(map(repr, empty[:5]))} in {root} has none: add some or "
+            "remove the folder"
+        )
+
+
 def _check_torch_split(name: str, split: str) -> None:
     """timm takes the test set of the small torchvision datasets for every split that it does not know."""
     if name.partition("/")[2].lower() not in TORCH_OWN_SPLITS and split not in SPLIT_NAMES:
@@ -183,6 +237,8 @@ def _check_torch_split(name: str, split: str) -> None:
 
 def _describe_failure(kind: str, name: str, root: Any, split: str, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if kind == "folder":  # timm names its own, fewer formats
+        reason = reason.partition(". Supported image extensions")[0]
     if isinstance(error, ValueError) and str(root).endswith(".tar"):
         reason = "it holds no image of a known class"  # timm: "not enough values to unpack"
     advice = ADVICE.get(kind, "check the name, the split and the network")

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from timm_mix.tasks import task_settings
-from trainkit.config import Config, check_settings, load_recipe, read_yaml
+from trainkit.config import Config, load_recipe
 from trainkit.errors import UsageError, check_keys
+from trainkit.settings import check_settings, read_yaml
 
 __all__ = ["SUITES", "Method", "Run", "Suite", "find_suite", "load_suite"]
 
@@ -176,7 +177,7 @@ def _recipes(where: str, folder: Path, pattern: str) -> list[Path]:
 
 
 def _settings(where: str, content: Any) -> dict[str, Any]:
-    settings = check_settings(where, content)
+    settings = check_settings(where, content, Config)
     for key in _OF_THE_HARNESS:
         if key in settings:
             raise UsageError(f"{where}: {key} differs from run to run and is set by compare.py; drop it")

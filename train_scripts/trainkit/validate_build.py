@@ -18,6 +18,7 @@ from trainkit.checkpoint import read_checkpoint
 from trainkit.config import Config
 from trainkit.data import class_names, open_dataset
 from trainkit.errors import UsageError, user_errors
+from trainkit.held_back import held_back, open_held_back
 from trainkit.transforms import create_transform
 from trainkit.validate_config import ValidateConfig
 
@@ -61,8 +62,7 @@ def open_images(config: ValidateConfig) -> tuple[Dataset, list[str] | None]:
     Raises:
         UsageError: what `open_dataset` raises, a stream, no image, or a single class.
     """
-    shared: dict[str, Any] = {"class_map": config.class_map, "download": config.dataset_download}
-    dataset = open_dataset(config.dataset, config.data_dir, config.split, batch_size=config.batch_size, **shared)
+    dataset = _open(config)
     if isinstance(dataset, IterableDataset):
         raise UsageError(
             f"an evaluation reads its images by index, got the streamed data set {config.dataset!r}; take a folder, a "
@@ -78,6 +78,14 @@ def open_images(config: ValidateConfig) -> tuple[Dataset, list[str] | None]:
             f"an evaluation needs at least 2 classes, the data have 1 ({names[0]}); give all class folders"
         )
     return dataset, names
+
+
+def _open(config: ValidateConfig) -> Dataset:
+    wanted = held_back(config)
+    if wanted is not None:
+        return open_held_back(config, wanted)
+    shared: dict[str, Any] = {"class_map": config.class_map, "download": config.dataset_download}
+    return open_dataset(config.dataset, config.data_dir, config.split, batch_size=config.batch_size, **shared)
 
 
 def open_subject(config: ValidateConfig, names: list[str] | None) -> Subject:
@@ -126,6 +134,8 @@ def _settings(config: ValidateConfig, content: dict[str, Any] | None) -> Config:
     run = content["config"] if content is not None else {}
     settings = {name: run[name] for name in _FROM_RUN if name in run and name in known}
     name = config.model
+    if (Path(name) / "model" / "config.json").is_file() and not (Path(name) / "config.json").exists():
+        raise UsageError(f"--model wants a saved model's folder, {name} holds one: give {Path(name) / 'model'}")
     if name != config.checkpoint:
         if settings and settings.get("model") != name:
             settings.pop("model_kwargs", None)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainkit.config import _Parser, parse_pairs
 from trainkit.corruptions import family_names
 from trainkit.errors import UsageError
+from trainkit.settings import Parser, parse_pairs
 
 __all__ = ["ValidateConfig", "parse_validate"]
 
@@ -31,6 +31,8 @@ class ValidateConfig:
     data_dir: str | None
     dataset: str
     split: str
+    val_fraction: float | None
+    val_seed: int | None
     class_map: str | None
     dataset_download: bool
     batch_size: int
@@ -55,12 +57,15 @@ class ValidateConfig:
     cpu: bool
 
     def __post_init__(self) -> None:
-        for name, least in {"batch_size": 1, "workers": 0, "seed": 0, "num_classes": 1, "img_size": 1}.items():
+        least_of = {"batch_size": 1, "workers": 0, "seed": 0, "val_seed": 0, "num_classes": 1, "img_size": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} must be >= {least}, got {value}")
         if not all(0 <= epsilon <= 255 for epsilon in self.epsilons):
             raise UsageError(f"eps must lie in [0, 255], got {' '.join(f'{e:g}' for e in self.epsilons)}")
+        if self.val_seed is not None and self.val_fraction is None:
+            raise UsageError(f"val_seed goes with val_fraction, got {self.val_seed} alone; give --val-fraction, too")
         if self.corruptions and self.corruptions_dir:
             raise UsageError("corruptions are made by --corruptions or read by --corruptions-dir, got both; drop one")
         if self.checkpoint and self.initial_checkpoint:
@@ -89,7 +94,7 @@ def parse_validate(argv: Sequence[str] | None = None) -> ValidateConfig:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description="Evaluate members, ensemble and folded network of an image classifier.")
+    parser = Parser(description="Evaluate members, ensemble and folded network of an image classifier.")
     _add_model(parser.add_argument_group("model"))
     _add_data(parser.add_argument_group("images"))
     wanted = parser.add_argument_group("what is measured")
@@ -132,6 +137,13 @@ def _add_data(group: Any) -> None:
     group.add_argument("--dataset", default="", help="as in train.py: digits, '' (folder or tar), torch/..., hfds/...")
     group.add_argument("--data-dir", help="root of the data set")
     group.add_argument("--split", default="validation")
+    group.add_argument(
+        "--val-fraction",
+        type=float,
+        help="the images that finetune.py --val-fraction held back (default: as the run of --model did, where it has "
+        "results.json and the same --data-dir)",
+    )
+    group.add_argument("--val-seed", type=int, help="--seed of the run that held them back (default: its own, else 42)")
     group.add_argument("--class-map")
     group.add_argument("--dataset-download", action="store_true")
     group.add_argument("--batch-size", type=int, default=64, help="per process")
