@@ -1,10 +1,10 @@
 # Each target makes its own .venv when it is missing and reuses it when it is not.
-#   make demo   make test   make lint   make timm-suite   make benchmark   make chaos   make hub-matrix
+#   make demo   make test   make lint   make timm-suite   make benchmark   make chaos   make hub-matrix   make weights-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format timm-suite benchmark chaos hub-matrix clean
+.PHONY: demo test lint format timm-suite benchmark chaos hub-matrix weights-check clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed-%: pyproject.toml
@@ -41,6 +41,10 @@ chaos: $(VENV)/.installed-dev
 # Every family through a loopback Hub by both upload protocols, pushes killed at every request, faults that take minutes.
 hub-matrix: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m hub_matrix --timeout 1800
+
+# Runs the line that every results.json in model_cards/weights quotes and compares its top-1: make weights-check DATA=path/to/cifar100
+weights-check: $(VENV)/.installed-dev
+	$(BIN)/python tests/weights_check.py $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) .timm_suite .pytest_cache .mypy_cache .ruff_cache build *.egg-info
