@@ -1,11 +1,14 @@
 """Pushed, and loaded again by one line: every family, both protocols, with and without timm_mix."""
 
 import json
+import subprocess
+import venv
+from pathlib import Path
 
 import pytest
 import timm
 import torch
-from hub_clients import run_client
+from hub_clients import client_environment, run_client
 from hub_push_helpers import assert_holds, push, pushes
 from huggingface_hub import ModelCard
 
@@ -130,3 +133,32 @@ json.dump([logits, errors], open("{tmp_path}/out.json", "w"))
     for repo_id, error in errors.items():  # plain timm's words, which the card therefore has to explain
         assert "Unknown model" in error
         assert "import timm_mix" in hub.repo(repo_id).files()["README.md"].decode()
+
+
+@pytest.mark.hub_matrix
+def test_an_environment_with_timm_and_without_timm_mix_loads_a_folded_network(hub, clients, ensemble_folder, tmp_path):
+    """A new virtual environment that sees the packages of this one, but for timm_mix, which no path leads to."""
+    push(clients[True], ensemble_folder, "alice/ensemble", fold=True).ok()
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    [packages] = {str(Path(module.__file__).parents[1]) for module in (timm, torch)}
+    [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "packages.pth").write_text(f"{packages}\n")  # a .pth file there, as of an editable timm_mix, is not read
+    code = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("timm_mix") is None
+import timm, torch
+model = timm.create_model("hf-hub:alice/ensemble-folded", pretrained=True).eval()
+torch.manual_seed(0)
+with torch.no_grad():
+    print(json.dumps(model(torch.randn(2, 3, 32, 32)).tolist()))
+"""
+    environment = client_environment(hub, token=None, xet=True, home=tmp_path / "home")
+    environment["PYTHONPATH"] = ""
+    done = subprocess.run([python, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = timm.create_model(f"local-dir:{ensemble_folder}", pretrained=True).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        wanted = model(torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), wanted, rtol=1e-4, atol=1e-5)

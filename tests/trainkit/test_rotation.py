@@ -121,6 +121,19 @@ class TestFind:
             CheckpointFolder(files.folder, keep=2).find("auto")
         assert "\n" not in str(e.value)
 
+    def test_the_only_one_torn_is_a_new_start_with_a_warning(self, files, capsys):
+        files.write(content(3), 3)
+        (files.folder / name(3)).write_bytes(b"torn")
+        assert CheckpointFolder(files.folder, keep=2).find("auto") is None
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"warning: cannot read checkpoint {files.folder / name(3)} (")
+        assert printed.endswith(", the only one; starting anew\n")
+
+    def test_the_only_one_of_another_version_is_an_error(self, files):
+        files.write({**content(3), "version": 1}, 3)
+        with pytest.raises(UsageError, match="has version 1, wanted"):
+            CheckpointFolder(files.folder, keep=2).find("auto")
+
     def test_scratch_files_of_a_killed_process_go(self, files):
         files.write(content(3), 3)
         for scratch in (f".{name(5)}.x7", ".best.pt.1234", ".last.pt.99", "notes.txt"):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trainkit.errors import UsageError, user_errors
 
-__all__ = ["VERSION", "collect", "put_back", "read_checkpoint", "write_checkpoint"]
+__all__ = ["VERSION", "TornCheckpointError", "collect", "put_back", "read_checkpoint", "write_checkpoint"]
 
 VERSION = 2
 _NO_COMMENT = b"\0\0"  # the end of a zip archive without one
@@ -106,22 +106,26 @@ def write_checkpoint(content: dict[str, Any], stream: IO[bytes]) -> None:
     stream.write(_length(digest) + digest)
 
 
+class TornCheckpointError(UsageError):
+    """A file that is not whole."""
+
+
 def read_checkpoint(path: Path, *, check: bool = True) -> dict[str, Any]:
     """Read a checkpoint of this trainer; and `check` its digest.
 
     Raises:
-        UsageError: torn, damaged, foreign, or another version.
+        UsageError: foreign, or another version; TornCheckpointError: torn or damaged.
     """
     advice = "it is torn or not ours, give another"
     if not zipfile.is_zipfile(path):
-        raise UsageError(f"cannot read checkpoint {path} (no whole zip archive); {advice}")
+        raise TornCheckpointError(f"cannot read checkpoint {path} (no whole zip archive); {advice}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torn files fail in many ways: zip, pickle, end of file, ...
         foreign = "more than tensors and plain values in it"  # torch says how to run a stranger's code
         reason = foreign if isinstance(error, UnpicklingError) else " ".join(str(error).split())[:120]
         reason = reason or type(error).__name__
-        raise UsageError(f"cannot read checkpoint {path} ({reason}); {advice}") from error
+        raise TornCheckpointError(f"cannot read checkpoint {path} ({reason}); {advice}") from error
     version = content.get("version") if isinstance(content, dict) else None
     if isinstance(version, int) and version != VERSION:
         raise UsageError(f"checkpoint {path} has version {version}, wanted {VERSION}; start anew")
@@ -129,7 +133,7 @@ def read_checkpoint(path: Path, *, check: bool = True) -> dict[str, Any]:
     if missing:
         raise UsageError(f"{path} is no checkpoint of this trainer (no {', '.join(sorted(missing))}); give another")
     if check and not _has_its_digest(path):
-        raise UsageError(f"cannot read checkpoint {path} (its digest is another one); {advice}")
+        raise TornCheckpointError(f"cannot read checkpoint {path} (its digest is another one); {advice}")
     return content
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainkit.checkpoint import read_checkpoint, write_checkpoint
+from trainkit.checkpoint import TornCheckpointError, read_checkpoint, write_checkpoint
 from trainkit.errors import UsageError
 from trainkit.files import link_whole, write_whole
 
@@ -58,7 +58,7 @@ class CheckpointFolder:
         """What `resume` names: a path, or `auto` for the newest whole checkpoint; None where there is none.
 
         Raises:
-            UsageError: no such file, or one that cannot be read (with `auto`: none of them).
+            UsageError: no such file, or one that cannot be read (with `auto`: none of several, or one that is foreign).
         """
         self._remove_scratch()
         if resume is None:
@@ -72,19 +72,20 @@ class CheckpointFolder:
 
     def _newest_whole(self) -> Path | None:
         candidates = self._numbered() or [path for path in (self.last, self.best) if path.is_file()]
-        torn: list[str] = []
+        errors: list[UsageError] = []
         for number, path in enumerate(candidates):
             try:
                 read_checkpoint(path)
             except UsageError as error:
-                torn.append(str(error))
+                errors.append(error)
                 continue
-            for line in torn:
-                print(f"warning: {line.rpartition(';')[0]}; going on from {path.name}", file=sys.stderr)
+            _warn(errors, f"; going on from {path.name}")
             self._own = [other for other in reversed(candidates[number:]) if other in self._numbered()]
             return path
-        if torn:
-            raise UsageError(f"{torn[0].rpartition(';')[0]}, nor any other in its folder; remove them to start anew")
+        if len(errors) == 1 and isinstance(errors[0], TornCheckpointError) and self._numbered():
+            _warn(errors, ", the only one; starting anew")  # a torn file costs the newest checkpoint, no more
+        elif errors:
+            raise UsageError(f"{_fault(errors[0])}, nor any other in its folder; remove them to start anew")
         return None
 
     def _numbered(self) -> list[Path]:
@@ -95,3 +96,13 @@ class CheckpointFolder:
         for name in ("update_*.pt", "last.pt", "best.pt"):
             for scratch in self.folder.glob(f".{name}.*"):
                 scratch.unlink(missing_ok=True)
+
+
+def _fault(error: UsageError) -> str:
+    """Without its advice."""
+    return str(error).rpartition(";")[0]
+
+
+def _warn(errors: list[UsageError], consequence: str) -> None:
+    for error in errors:
+        print(f"warning: {_fault(error)}{consequence}", file=sys.stderr)
