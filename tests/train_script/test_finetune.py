@@ -102,8 +102,8 @@ def test_heads_of_other_classes_cannot_be_kept(finetune):
         finetune("mixmo", "--keep-head")
     with pytest.raises(UsageError, match=r"keep_head needs the 7 classes of .*, got 3: drop it"):
         finetune("other classes", "--keep-head")
-    with pytest.raises(UsageError, match="keep_head needs weights, wrn16_2 starts from random ones: drop it"):
-        finetune("plain", "--model", "wrn16_2", "--keep-head")
+    with pytest.raises(UsageError, match="keep_head needs weights, wrn16_4 starts from random ones: drop it"):
+        finetune("plain", "--model", "wrn16_4", "--keep-head")
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_images_of_a_folder_may_be_held_in_memory(finetune):
 
 
 def test_a_name_without_weights_starts_from_random_ones_and_says_so(finetune, tmp_path, capsys):
-    results = finetune("plain", *TASKS["classification"], "--img-size", "16")
-    assert "wrn16_2 from random weights" in capsys.readouterr().out
+    results = finetune("plain", *TASKS["classification"], "--model", "wrn16_4", "--img-size", "16")
+    assert "wrn16_4 from random weights" in capsys.readouterr().out
     assert results["config"]["pretrained"] is False
     assert config_of(tmp_path / "run" / "model")["pretrained_cfg"]["input_size"] == [3, 16, 16]
 
