@@ -36,6 +36,7 @@ from trainkit.build import (
 from trainkit.chance import deterministic_algorithms
 from trainkit.config import Config, parse_config
 from trainkit.cost import predict_cost
+from trainkit.elastic import join_after_restart
 from trainkit.engine import Trainer
 from trainkit.errors import UsageError, run_script, user_errors
 from trainkit.files import check_folder
@@ -145,6 +146,7 @@ def _accelerator(config: Config) -> Accelerator:
         raise UsageError("--amp-dtype float16 needs a GPU; take bfloat16 on the CPU")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     with user_errors("start accelerate"):
+        join_after_restart(config.cpu)
         tracker = tracker_of(config)
         return Accelerator(
             mixed_precision=precision, cpu=config.cpu, log_with=tracker, project_dir=config.folder if tracker else None
