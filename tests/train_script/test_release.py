@@ -27,6 +27,7 @@ from train import main as train
 from trainkit import releasing
 from trainkit.config import parse_config
 from trainkit.errors import UsageError, run_script
+from trainkit.results import checkout_commit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
@@ -160,8 +161,8 @@ def test_results_say_how_the_weights_came_about(runs, released):
     assert training["versions"] == run["versions"]
     assert (training["export"], training["epochs"]) == ("last", 1)
     assert training["command"].endswith("recipe.yaml --data-dir DATA")
-    commit = training.get("commit") or training["released_at"]
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
+    assert training["commit"] == run["commit"]
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", run["commit"])
     assert results["license"] == "apache-2.0"
     assert str(runs) not in (released / MIXMO / "results.json").read_text()  # no path of this machine
 
@@ -330,16 +331,24 @@ def test_the_script_ends_with_one_line_and_status_2(tmp_path, capsys):
     assert re.fullmatch(r"error: a release needs the folder of a run, .*\n", err)
 
 
-def test_a_run_that_knows_its_commit_keeps_it(runs, tmp_path):
+def test_a_release_states_the_commit_of_the_training_not_its_own(runs, tmp_path):
     results = _release(_copy(runs, tmp_path, commit="f" * 40), tmp_path / "weights")
     assert results["training"]["commit"] == "f" * 40
     assert f"commit {'f' * 40}" in str(make_card(tmp_path / "weights" / MIXMO))
 
 
+def test_a_run_without_a_commit_is_said_to_have_none(runs, tmp_path):
+    results = _release(_copy(runs, tmp_path, commit=None), tmp_path / "weights")
+    assert "commit" not in results["training"]
+    assert results["training"]["released_at"] == checkout_commit()
+    card = str(make_card(tmp_path / "weights" / MIXMO))
+    assert f"trained before it recorded its commit; released at {checkout_commit()}" in card
+
+
 def test_no_commit_is_stated_outside_of_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(releasing, "ROOT", tmp_path)
+    monkeypatch.setattr("trainkit.results.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert releasing._commit() is None
+    assert checkout_commit() is None
 
 
 def test_weights_that_ship_are_complete_and_small():

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from timm_mix.models._pretrained import hub_id, is_declared, shipped_folder
 from trainkit.config import Config
 from trainkit.errors import UsageError, user_errors
 from trainkit.files import write_json, write_whole
+from trainkit.results import checkout_commit
 from trainkit.settings import check_settings
 
 __all__ = ["Release", "Run", "forget_origin", "read_run", "replacing", "take_model", "write_release"]
@@ -251,7 +251,7 @@ def _training(run: Run, recipe: str) -> dict[str, Any]:
     processes = results["hardware"]["processes"]
     start = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
     data = f" --data-dir {DATA_HERE}" if config.data_dir else ""
-    known = {"commit": results["commit"]} if results.get("commit") else {"released_at": _commit()}
+    known = {"commit": results["commit"]} if results.get("commit") else {"released_at": checkout_commit()}
     return {
         "command": f"{start} train_scripts/train.py --config {recipe}{data}",
         "seed": results["seed"],
@@ -264,16 +264,6 @@ def _training(run: Run, recipe: str) -> dict[str, Any]:
         **known,
         "figures_in_training": {key: value for key, value in results[config.export].items() if key != "chosen_on"},
     }
-
-
-def _commit() -> str | None:
-    """The commit of this checkout, with -dirty where files differ from it; None outside of one."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _recipe(run: Run, release: Release, command: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 
 from trainkit.config import Config
 
-__all__ = ["describe_machine", "describe_results", "score"]
+__all__ = ["checkout_commit", "describe_machine", "describe_results", "score"]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 _PACKAGES = ("timm_mix", "timm", "torch", "torchvision", "accelerate", "huggingface_hub", "safetensors", "numpy")
 
 
 def describe_machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """Hardware and versions, as every results file states them."""
+    """Hardware, versions and commit, as every results file states them."""
     hardware: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -31,7 +34,17 @@ def describe_machine(device: torch.device, processes: int = 1) -> dict[str, Any]
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         versions[package] = importlib.metadata.version(package)
-    return {"hardware": hardware, "versions": versions}
+    return {"hardware": hardware, "versions": versions, "commit": checkout_commit()}
+
+
+def checkout_commit() -> str | None:
+    """The commit of the checkout that these scripts lie in, with -dirty where files differ; None outside of one."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def describe_results(
