@@ -137,7 +137,7 @@ def _called_as(script: str, arguments: Sequence[str]) -> Iterator[None]:
     """sys.argv and sys.path as `python script arguments` has them."""
     argv, path = sys.argv, sys.path.copy()
     sys.argv = [script, *arguments]
-    if not sys.flags.safe_path:
+    if not getattr(sys.flags, "safe_path", False):  # from Python 3.11 on
         sys.path[0] = str(Path(script).resolve().parent)
     try:
         yield
