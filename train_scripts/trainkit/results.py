@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from timm_mix.version import __version__
 from trainkit.config import Config
 
 __all__ = ["checkout_commit", "describe_machine", "describe_results", "score"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_PACKAGES = ("timm_mix", "timm", "torch", "torchvision", "accelerate", "huggingface_hub", "safetensors", "numpy")
+_PACKAGES = ("timm", "torch", "torchvision", "accelerate", "huggingface_hub", "safetensors", "numpy")
 
 
 def describe_machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def describe_machine(device: torch.device, processes: int = 1) -> dict[str, Any]
     }
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "timm_mix": __version__}  # a checkout may lie on the path only
     for package in _PACKAGES:
         versions[package] = importlib.metadata.version(package)
     return {"hardware": hardware, "versions": versions, "commit": checkout_commit()}

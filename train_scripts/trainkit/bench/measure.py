@@ -129,7 +129,8 @@ def _peak_on_gpu(build: Build, device: torch.device) -> int:
 
 
 def _peak_on_cpu(build: Build) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+    # acc_events: torch 2.11 warns without it
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
         runs = [run for _, run in _shares(build())]
         for run in runs:
             run()
