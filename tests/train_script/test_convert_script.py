@@ -174,6 +174,16 @@ def test_an_earlier_conversion_is_replaced_and_nothing_else_is(official, tmp_pat
     assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors"}
 
 
+@pytest.mark.parametrize("name", [".git", "notes.txt"])
+def test_what_the_reader_has_put_into_the_folder_is_not_lost(official, tmp_path, name):
+    target = tmp_path / "hub"
+    convert.main([str(official), *SPLITNET, "--output", str(target)])
+    (target / name).write_text("mine")
+    with pytest.raises(UsageError, match=rf"hub holds {name}, which was not written here: give another --output or"):
+        convert.main([str(official), *SPLITNET, "--output", str(target)])
+    assert (target / name).read_text() == "mine"
+
+
 def test_the_number_of_classes_is_the_checkpoints(official):
     state = read_official(official)
     for classes in (3, 100):

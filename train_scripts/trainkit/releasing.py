@@ -41,6 +41,7 @@ _OF_OTHER_WEIGHTS = (
     *("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes"),
     *("label_names", "label_descriptions"),
 )
+_NEEDED, _BESIDE = {"config.json", "model.safetensors", "README.md"}, {"results.json", "recipe.yaml"}
 _WRAPPERS = {"mixmo": ("members", "m"), "splitnet": ("split", "s")}
 
 
@@ -283,10 +284,13 @@ def replacing(target: Path) -> Iterator[Path]:
     """A new folder that appears as `target` when it is whole, or not at all; an earlier release there is replaced.
 
     Raises:
-        UsageError: `target` exists and is something else.
+        UsageError: `target` exists and is something else, or holds more than was written here: all of it would go.
     """
     if target.exists() and not _is_release(target):
         raise UsageError(f"{target} exists and is not an earlier one: give another --output or remove it")
+    if target.exists() and (others := sorted({path.name for path in target.iterdir()} - {*_NEEDED, *_BESIDE})):
+        shown = ", ".join(others[:3])
+        raise UsageError(f"{target} holds {shown}, which was not written here: give another --output or move it away")
     with user_errors(f"write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         outer = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -309,4 +313,4 @@ def _is_release(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    return not names or {"config.json", "model.safetensors", "README.md"} <= names
+    return not names or names >= _NEEDED
