@@ -10,9 +10,10 @@ import yaml
 from huggingface_hub import ModelCard
 from timm.models import model_entrypoint
 
+from timm_mix.card import check_license
+
 __all__ = ["Facts", "how_to_load", "own_file", "read_card"]
 
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _FRONT = re.compile(r"^\s*---\r?\n.*?\r?\n---[ \t]*(\r?\n|$)", re.DOTALL)
 _INHERITED = ("license_name", "license_link", "datasets")
 
@@ -67,9 +68,7 @@ def read_card(path: Path, text: bytes | None, license: str | None, facts: Facts)
         raise ValueError(f"{path} names no licence and none is given; give one, e.g. apache-2.0 or cc-by-nc-4.0")
     if license is not None and named not in (None, license):
         raise ValueError(f"the licence given is {license!r}, but {path} says {named!r}; make them agree")
-    used = named or license
-    if not isinstance(used, str) or not _LICENSE.fullmatch(used):
-        raise ValueError(f"a licence is named by the Hub's identifier, such as apache-2.0, got {used!r}")
+    used = check_license(named or license)
     if named is not None:
         return given, used
     for key, value in {**_metadata(facts), "license": used}.items():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from timm.models import is_model, model_entrypoint
 from timm_mix._methods import METHODS, Method
 from timm_mix.models._pretrained import is_declared
 
-__all__ = ["LICENCES", "RELEASE", "SourceFacts", "file_hash", "make_card", "make_converted_card"]
+__all__ = ["LICENCES", "RELEASE", "SourceFacts", "check_license", "file_hash", "make_card", "make_converted_card"]
 
 RELEASE = "release"  # kind of the results.json that train_scripts/release.py writes
 # published code -> licence of the weights that its authors released, where they state one
 LICENCES: Mapping[str, str] = {"splitnet": "cc-by-nc-4.0"}
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _METHOD_OF_SOURCE = {
     "mixmo": "mixmo",
     "splitnet": "cotraining",
@@ -108,6 +110,17 @@ def make_converted_card(folder: str | Path, facts: SourceFacts) -> ModelCard:
     sections = {"": about, "How to use it": use, "Source": source, "What was not verified": limits}
     sections |= {"Licence": licence, "Who to cite": _citation(method)}
     return _card(data, f"{arch}, converted", sections)
+
+
+def check_license(name: object) -> str:
+    """The Hub's identifier of a licence.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    if not isinstance(name, str) or not _LICENSE.fullmatch(name):
+        raise ValueError(f"a licence is named by the Hub's identifier, such as apache-2.0, got {name!r}")
+    return name
 
 
 def file_hash(path: Path) -> str:

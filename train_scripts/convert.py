@@ -19,7 +19,7 @@ import timm
 from torch import Tensor, nn
 
 import timm_mix
-from timm_mix.card import LICENCES, SourceFacts, file_hash, make_converted_card
+from timm_mix.card import LICENCES, SourceFacts, check_license, file_hash, make_converted_card
 from timm_mix.convert import official_classes, read_official
 from timm_mix.hub import save_pretrained
 from trainkit.errors import UsageError, run_script, user_errors
@@ -34,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Run what the command line says; returns the folder."""
     given = _parser().parse_args(argv)
     file, target = Path(given.checkpoint), Path(given.output)
-    license = given.license or LICENCES.get(given.source)
+    license = LICENCES.get(given.source) if given.license is None else given.license
     if license is None:
         raise UsageError(f"the licence of weights of source {given.source} is not known here: give --license")
     with user_errors("convert"):
+        check_license(license)
         name = timm_mix.official_model(given.source, given.arch, given.members)
     if not file.is_file():
         raise UsageError(f"the checkpoint must be a file, {file} is none; correct the path")

@@ -285,6 +285,8 @@ def _copy(runs, tmp_path, **changes):
         ({}, ["--tag", "a.b"], "--tag must be letters, digits and _, got 'a.b'"),
         ({}, ["--data-name", ""], "say by --data-name what they are called"),
         ({"config": {"pretrained": True}}, [], "whose licence counts: give --license"),
+        ({"config": {"pretrained": True}}, ["--license", ""], "cannot release: a licence is named by .* got ''"),
+        ({}, ["--license", "CC BY-NC 4.0"], "cannot release: a licence is named by .*, got 'CC BY-NC 4.0'"),
         ({"config": {"initial_checkpoint": "x.pt"}}, [], "whose licence counts: give --license"),
     ],
 )

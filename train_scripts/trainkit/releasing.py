@@ -17,7 +17,7 @@ from timm.data import resolve_data_config
 from timm.models._input import get_model_args
 from torch import nn
 
-from timm_mix.card import RELEASE, file_hash, make_card
+from timm_mix.card import RELEASE, check_license, file_hash, make_card
 from timm_mix.hub import save_pretrained
 from timm_mix.models._pretrained import hub_id, is_declared, shipped_folder
 from trainkit.config import Config
@@ -102,11 +102,14 @@ def take_model(run: Run, tag: str, *, fold: bool, license: str | None, data_name
     """The run's model, or its folded network, under a registered architecture's name.
 
     Raises:
-        UsageError: weights that do not load, no registered name that builds this very network, nothing to fold, or a
-            licence or a name of the data that must be given.
+        UsageError: weights that do not load, no registered name that builds this very network, nothing to fold, a
+            licence that is none of the Hub's, or one or a name of the data that must be given.
     """
     if not tag or not tag.replace("_", "").isalnum():
         raise UsageError(f"--tag must be letters, digits and _, got {tag!r}")
+    if license is not None:
+        with user_errors("release"):
+            check_license(license)
     with user_errors(f"load the model of {run.folder}"):
         model = timm.create_model(f"local-dir:{run.folder / 'model'}", pretrained=True)
     folded_from = None
