@@ -82,7 +82,7 @@ def test_pickles_are_refused(folder, name):
         _push(folder)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff", b'{"architecture": 3}'])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"architecture": 3}'])
 def test_a_config_that_is_none_is_refused(folder, content):
     (folder / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config.json (is not a model's config|names the architecture 3)"):
@@ -161,6 +161,16 @@ def test_what_is_not_on_the_list_stays_at_home(folder):
     release = read_release(folder, "alice/m", license="mit")
     assert release.ignored == (".env", "checkpoints", "evil.py", "notes.txt", "token")
     assert {"results.json", "curve.png", "LICENSE", "wide_resnet_cifar.py"} < set(release.files)
+
+
+def test_a_folder_named_like_a_file_of_the_list_stays_at_home(folder):
+    for name in ("curve.png", "results.json"):
+        (folder / name).mkdir()
+    assert read_release(folder, "alice/m", license="mit").ignored == ("curve.png", "results.json")
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(ValueError, match=r"lacks config.json"):
+        _push(folder)
 
 
 def test_the_file_of_the_architecture_is_ours_and_not_the_folders(folder):
@@ -334,6 +344,18 @@ def test_offline_mode_is_not_waited_for(waits):
     with pytest.raises(OfflineModeIsEnabled):
         with_retries(_failing(OfflineModeIsEnabled("no")))
     assert waits == []
+
+
+def test_figures_of_other_weights_are_not_published(tmp_path):
+    folder = shutil.copytree(shipped_folder() / "mixmo_wrn16_2_m2.digits", tmp_path / "model")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    with torch.no_grad():
+        model.heads[0].bias.fill_(7)
+    save_pretrained(model, folder)
+    with pytest.raises(ValueError, match=r"the figures in .*results.json are of other weights .*; release it anew"):
+        _push(folder, license=None)
+    (folder / "results.json").unlink()
+    assert "results.json" not in read_release(folder, "alice/m").files
 
 
 def test_a_generated_card_names_the_repository_that_it_goes_to(folder):

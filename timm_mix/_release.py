@@ -13,13 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from timm_mix._short_card import Facts, own_file, read_card
-from timm_mix.card import make_card
+from timm_mix.card import RELEASE, file_hash, make_card
 
 __all__ = ["CARD", "CONFIG", "OF_THE_WEIGHTS", "WEIGHTS", "Release", "read_release"]
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 # what may stand beside them; the first two speak of the weights, so that old ones go when the new ones have none
-OF_THE_WEIGHTS = ("results.json", "recipe.yaml")
+RESULTS = "results.json"
+OF_THE_WEIGHTS = (RESULTS, "recipe.yaml")
 _OTHERS = (*OF_THE_WEIGHTS, "LICENSE")
 _PICTURES = (".png",)
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".pth.tar")
@@ -66,7 +67,9 @@ def read_release(folder: Path, repo_id: str, *, license: str | None = None, ense
     architecture, model = _network(folder)
     _check_weights(folder / WEIGHTS, model)
     files: dict[str, bytes | Path] = {WEIGHTS: folder / WEIGHTS}
+    _check_results(folder)
     kept = [name for name in names if name in (CONFIG, *_OTHERS) or name.lower().endswith(_PICTURES)]
+    kept = [name for name in kept if (folder / name).is_file()]
     files.update({name: (folder / name).read_bytes() for name in kept})
     source = own_file(architecture)
     if source:
@@ -78,6 +81,20 @@ def read_release(folder: Path, repo_id: str, *, license: str | None = None, ense
     files[CARD], license = read_card(folder / CARD, _card_text(folder, repo_id), license, facts)
     ignored = tuple(name for name in names if name not in files)
     return Release(folder, facts, files, ignored, license, written)
+
+
+def _check_results(folder: Path) -> None:
+    """A model saved into the folder of a release leaves figures there that are not its own."""
+    try:
+        results = json.loads((folder / RESULTS).read_bytes())
+        stated = results["weights"]["sha256"] if results["kind"] == RELEASE else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or somebody's own
+        return
+    if stated is not None and stated != file_hash(folder / WEIGHTS):
+        raise ValueError(
+            f"the figures in {folder / RESULTS} are of other weights than its {WEIGHTS}; release it anew, or remove "
+            f"{RESULTS}, recipe.yaml and {CARD}"
+        )
 
 
 def _card_text(folder: Path, repo_id: str) -> bytes | None:
@@ -104,7 +121,7 @@ def _names(folder: Path) -> list[str]:
             "pushed; move them away and keep model.safetensors"
         )
     for name in (CONFIG, WEIGHTS):
-        if name not in names:
+        if not (folder / name).is_file():
             raise ValueError(f"{folder} lacks {name}; wanted a folder that save_pretrained wrote")
     return names
 
@@ -113,7 +130,7 @@ def _network(folder: Path) -> tuple[str, Any]:
     """The architecture's name, and the network that config.json builds, without memory for its weights."""
     try:
         architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architecture"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG} is not a model's config ({error!r}); save the model again") from error
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ValueError(f"{folder / CONFIG} names the architecture {architecture!r}, which timm and timm_mix lack")
