@@ -58,6 +58,7 @@ class PushResult:
     ignored: names in the folder that stay at home.
     reload: the line that loads it anywhere.
     unreached: why a dry run could not compare with the Hub.
+    private: whether the repository is a private one; None in a dry run.
     folded: the push of the folded network.
     """
 
@@ -70,6 +71,7 @@ class PushResult:
     pull_request_url: str | None = None
     dry_run: bool = False
     unreached: str | None = None
+    private: bool | None = None
     folded: "PushResult | None" = None
 
 
@@ -101,9 +103,11 @@ def full_repo_id(repo_id: str, wish: Wish) -> str:
     return f"{wish.remote(repo_id).owner()}/{repo_id}"
 
 
-def push_release(release: Release, wish: Wish) -> PushResult:
+def push_release(release: Release, wish: Wish, *, made_private: bool = False) -> PushResult:
     """Make the repository hold the release, or say what that would change (dry run).
 
+    Args:
+        made_private: a repository that is made is a private one, where the wish does not say.
     Raises:
         HubError: one line, see there.
     """
@@ -111,9 +115,9 @@ def push_release(release: Release, wish: Wish) -> PushResult:
     remote = wish.remote(repo_id)
     if wish.dry_run:
         return _compare_only(release, remote)
-    head = _open(release, remote, wish)
+    head = _open(release, remote, wish, made_private)
     files = _compare(release, head)
-    result = _result(release, remote, files)
+    result = replace(_result(release, remote, files), private=head.private)
     if all(file.change == "unchanged" for file in files):
         return result
     try:
@@ -128,13 +132,13 @@ def _message(release: Release, wish: Wish) -> str:
     return " ".join((wish.message or "").split()) or f"Upload {release.facts.architecture}"
 
 
-def _open(release: Release, remote: Remote, wish: Wish) -> Head:
+def _open(release: Release, remote: Remote, wish: Wish, made_private: bool) -> Head:
     """The head to commit on, after making the repository and the branch where they are missing."""
     main = remote.look()
     try:
         if main is None:
             remote.check_card(release.card)
-            remote.create(wish.private)
+            remote.create(True if wish.private is None and made_private else wish.private)
             main = remote.look()
         if main is None:
             raise HubError(

@@ -138,7 +138,8 @@ def push_to_hub(
     Args:
         repo_id: owner/name; a name alone belongs to the owner of the token. Made where it is missing.
         fold: publish the folded network as well, as `<repo_id>-folded`: plain timm loads it.
-        private: of a repository that is made; None leaves it to the Hub.
+        private: of a repository that is made; None leaves it to the Hub, but the folded network of a private
+            ensemble is private too.
         create_pr: open a pull request instead of committing to the main branch.
         revision: the branch, made from the main one where it is missing.
         token: None takes HF_TOKEN or what `hf auth login` has stored.
@@ -165,7 +166,7 @@ def push_to_hub(
         if folded is None:
             return result
         release = read_release(folded, f"{full}-folded", license=release.license, ensemble=release)
-        return dataclasses.replace(result, folded=push_release(release, wish))
+        return dataclasses.replace(result, folded=push_release(release, wish, made_private=bool(result.private)))
 
 
 def _save_folded(folder: Path, target: Path) -> Path:

@@ -71,6 +71,22 @@ def test_a_repository_is_made_private_and_a_public_one_is_not_taken_for_it(hub, 
     assert set(hub.repo("alice/public").branches) == {"main"}
 
 
+def test_the_folded_network_of_a_private_ensemble_is_made_private(hub, client, ensemble_folder):
+    push(client, ensemble_folder, "alice/m", private=True).ok()
+    value = push(client, ensemble_folder, "alice/m", fold=True).ok().value
+    assert hub.repo("alice/m-folded").private
+    assert (value["private"], value["folded"]["private"]) == (True, True)
+    push(client, ensemble_folder, "alice/open", fold=True).ok()
+    assert not hub.repo("alice/open-folded").private
+
+
+def test_a_folded_network_that_is_public_already_stays_so(hub, client, ensemble_folder):
+    hub.commit("alice/m-folded", {"notes.txt": b"x"})
+    hub.commit("alice/m", {"notes.txt": b"x"}, private=True)
+    push(client, ensemble_folder, "alice/m", fold=True).ok()
+    assert not hub.repo("alice/m-folded").private
+
+
 def test_a_name_alone_belongs_to_the_owner_of_the_token(hub, client, plain_folder):
     assert push(client, plain_folder, "m").ok().value["repo_id"] == "alice/m"
     assert b"hf-hub:alice/m" in hub.repo("alice/m").files()["README.md"]
