@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from timm_mix._hub_errors import hub_errors, is_temporary, with_retries
+from timm_mix._hub_errors import HubError, hub_errors, is_temporary, with_retries
 from timm_mix.version import __version__
 
 __all__ = ["Head", "PullRequest", "Remote"]
@@ -57,7 +57,10 @@ class Remote:
             return str(with_retries(self._api.whoami)["name"])
 
     def look(self, revision: str | None = None) -> Head | None:
-        """The head of a revision (of the main branch); None: there is none, or this token may not see it."""
+        """The head of a revision (of the main branch); None: there is none, or this token may not see it.
+
+        The Hub answers for a repository that was renamed, too; a push to its old name is refused.
+        """
 
         def info() -> Any:
             return self._api.model_info(self.repo_id, revision=revision, files_metadata=True)
@@ -73,6 +76,8 @@ class Remote:
                 if revision is None:
                     raise
                 return None
+        if found.id != self.repo_id:  # a card would name an address that may be somebody else's one day
+            raise HubError(f"cannot push to {self.repo_id}: the Hub calls it {found.id}; give this name")
         siblings = found.siblings or []
         files = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) or "" for file in siblings}
         large = frozenset(file.rfilename for file in siblings if file.lfs)

@@ -22,6 +22,7 @@ def hub(session_hub):
     session_hub.faults = []
     session_hub.on_kill = lambda: None
     session_hub.repos.clear()
+    session_hub.api.renamed.clear()
     session_hub.requests.clear()
     return session_hub
 

@@ -87,6 +87,22 @@ def test_a_folded_network_that_is_public_already_stays_so(hub, client, ensemble_
     assert not hub.repo("alice/m-folded").private
 
 
+def test_a_repository_that_was_renamed_is_pushed_to_by_its_new_name(hub, clients, plain_folder):
+    """By its old one it can still be had."""
+    push(clients[True], plain_folder, "alice/old").ok()
+    hub.rename("alice/old", "alice/new")
+    before = hub.repo("alice/new").head
+    for settings in ({}, {"create_pr": True}, {"revision": "v2"}):
+        error = assert_one_line(push(clients[True], plain_folder, "alice/old", **settings).error)
+        assert error == "cannot push to alice/old: the Hub calls it alice/new; give this name"
+    assert hub.repo("alice/new").head == before
+    assert "alice/new; give this name" in push(clients[True], plain_folder, "alice/old", dry_run=True).value["unreached"]
+    push(clients[True], plain_folder, "alice/new").ok()
+    assert b"hf-hub:alice/new" in hub.repo("alice/new").files()["README.md"]
+    load = "from timm_mix.hub import load_pretrained; result = load_pretrained('alice/old').num_classes"
+    assert clients[False].run(load).ok().value == 5
+
+
 def test_a_name_alone_belongs_to_the_owner_of_the_token(hub, client, plain_folder):
     assert push(client, plain_folder, "m").ok().value["repo_id"] == "alice/m"
     assert b"hf-hub:alice/m" in hub.repo("alice/m").files()["README.md"]

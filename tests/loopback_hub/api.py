@@ -5,7 +5,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 from loopback_hub.store import Blob, Commit, Repo
 from loopback_hub.wire import RefusalError, Request, Response, as_json
@@ -42,6 +42,7 @@ class Api:
         self.url = self.cdn_url = ""
         self.tokens = {token: dict(rights) for token, rights in (tokens or TOKENS).items()}
         self.repos: dict[str, Repo] = {}
+        self.renamed: dict[str, str] = {}  # old id -> new id
         self.xet = XetStore(xet_folder)
         self.lfs_part_size, self.page = lfs_part_size, page
         self.parts: dict[tuple[str, int], bytes] = {}  # of LFS uploads under way
@@ -57,6 +58,8 @@ class Api:
         try:
             if request.port == "hub":
                 self.rights(request)  # an unknown token is refused everywhere
+                if moved := self._moved(request):
+                    return moved
             prefix = "/cdn" if request.port == "cdn" else ""
             for method, path, function in ROUTES:
                 found = path.fullmatch(prefix + request.path)
@@ -68,6 +71,15 @@ class Api:
         except Exception:  # a fault of this server, which the test must see
             self.crashes.append(traceback.format_exc())
             return as_json({"error": self.crashes[-1]}, status=500)
+
+    def _moved(self, request: Request) -> Response | None:
+        """The Hub leads from a repository's old name to its new one, whatever is asked."""
+        for old, new in self.renamed.items():
+            place, count = re.subn(rf"^(/api/models)?/{re.escape(old)}(?=[/.]|$)", rf"\1/{new}", request.path)
+            if count:
+                query = f"?{urlencode(request.query)}" if request.query else ""
+                return Response(307, {"Location": self.url + place + query})
+        return None
 
     # -- who may what
 

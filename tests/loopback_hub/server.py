@@ -102,6 +102,13 @@ class LoopbackHub:
         with self.lock:
             return self.api.plant(repo_id, files, message=message, revision=revision, private=private)
 
+    def rename(self, old: str, new: str) -> None:
+        """Give a repository another name; the old one leads there."""
+        with self.lock:
+            self.repos[new] = self.repos.pop(old)
+            self.repos[new].id = new
+            self.api.renamed[old] = new
+
     @property
     def faults(self) -> list[Fault]:
         return self._faults
