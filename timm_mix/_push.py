@@ -16,7 +16,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from timm_mix._hub_errors import NO_TOKEN, HubError
 from timm_mix._release import CARD, OF_THE_WEIGHTS, WEIGHTS, Release
 from timm_mix._remote import Head, Remote
-from timm_mix._short_card import how_to_load
+from timm_mix._short_card import has_own_words, how_to_load, is_signed
 
 __all__ = ["PushResult", "PushedFile", "Wish", "check_wish", "full_repo_id", "push_release"]
 
@@ -116,6 +116,7 @@ def push_release(release: Release, wish: Wish, *, made_private: bool = False) ->
     if wish.dry_run:
         return _compare_only(release, remote)
     head = _open(release, remote, wish, made_private)
+    release = _keep_their_card(release, remote, head)
     files = _compare(release, head)
     result = replace(_result(release, remote, files), private=head.private)
     if all(file.change == "unchanged" for file in files):
@@ -165,6 +166,17 @@ def _open(release: Release, remote: Remote, wish: Wish, made_private: bool) -> H
     return head
 
 
+def _keep_their_card(release: Release, remote: Remote, head: Head) -> Release:
+    """Where the folder has no card, one that somebody has written on the Hub stays."""
+    if not release.short_card or head.files.get(CARD) in (None, _digest(release.files[CARD], large=CARD in head.large)):
+        return release
+    there = remote.read(CARD, head)
+    if is_signed(there):
+        return release
+    kept = release.with_card(there, f"{remote.url}/blob/{head.sha}/{CARD}")
+    return kept if has_own_words(there) else release
+
+
 def _send(release: Release, remote: Remote, head: Head, files: tuple[PushedFile, ...], message: str) -> str | None:
     """Upload what changes and commit it; the URL of the commit, or of the pull request."""
 
@@ -202,6 +214,7 @@ def _pull_request(release: Release, remote: Remote, title: str) -> str | None:
 def _compare_only(release: Release, remote: Remote) -> PushResult:
     try:
         head = remote.look(remote.revision) or remote.look() or Head(None, False, {}, frozenset())
+        release = _keep_their_card(release, remote, head)
     except HubError as error:
         files = tuple(PushedFile(name, _size(content), "unknown") for name, content in release.files.items())
         return replace(_result(release, remote, files), dry_run=True, unreached=str(error))

@@ -32,6 +32,7 @@ class Release:
 
     files: name in the repository -> content, or the path of the weights.
     ignored: names that stay at home.
+    short_card: the folder has no card, the short one was made here.
     """
 
     folder: Path
@@ -40,12 +41,18 @@ class Release:
     ignored: tuple[str, ...]
     license: str
     written: int  # when the weights were, in ns
+    short_card: bool = False
 
     @property
     def card(self) -> str:
         content = self.files[CARD]
         assert isinstance(content, bytes)
         return content.decode("utf-8-sig")
+
+    def with_card(self, text: bytes, where: str) -> "Release":
+        """The same with a card that lies on the Hub; raises ValueError where it is invalid or of another licence."""
+        card, license = read_card(where, text, self.license, self.facts)
+        return replace(self, files={**self.files, CARD: card}, license=license, short_card=False)
 
     def check_unmoved(self) -> None:
         """Raises ValueError where the weights have been written again since they were read."""
@@ -78,9 +85,10 @@ def read_release(folder: Path, repo_id: str, *, license: str | None = None, ense
     facts = Facts(architecture, repo_id, members, source.name if source else None)
     if ensemble:
         facts = replace(facts, ensemble=ensemble.facts.repo_id, ensemble_card=ensemble.card)
-    files[CARD], license = read_card(folder / CARD, _card_text(folder, repo_id), license, facts)
+    text = _card_text(folder, repo_id)
+    files[CARD], license = read_card(folder / CARD, text, license, facts)
     ignored = tuple(name for name in names if name not in files)
-    return Release(folder, facts, files, ignored, license, written)
+    return Release(folder, facts, files, ignored, license, written, short_card=text is None)
 
 
 def _check_results(folder: Path) -> None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants, get_session
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    constants,
+    get_session,
+    hf_hub_url,
+)
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -82,6 +90,18 @@ class Remote:
         files = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) or "" for file in siblings}
         large = frozenset(file.rfilename for file in siblings if file.lfs)
         return Head(found.sha, bool(found.private), files, large)
+
+    def read(self, name: str, head: Head) -> bytes:
+        """A file as it is at this head."""
+
+        def call() -> bytes:
+            url = hf_hub_url(self.repo_id, name, revision=head.sha)
+            answer = get_session().get(url, headers=self._headers())
+            hf_raise_for_status(answer)
+            return bytes(answer.content)
+
+        with self._doing(f"reading its {name}"):
+            return with_retries(call)
 
     def create(self, private: bool | None) -> None:
         """Make an empty repository; one that has appeared meanwhile is taken as it is."""

@@ -1,5 +1,6 @@
 """The card of a folder: as it lies there, or a short one that says how to load it and under which licence it is."""
 
+import hashlib
 import re
 import sys
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from timm.models import model_entrypoint
 
 from timm_mix.card import check_license
 
-__all__ = ["Facts", "how_to_load", "own_file", "read_card"]
+__all__ = ["Facts", "has_own_words", "how_to_load", "is_signed", "own_file", "read_card"]
 
 _FRONT = re.compile(r"^\s*---\r?\n.*?\r?\n---[ \t]*(\r?\n|$)", re.DOTALL)
+_SIGNATURE = "\n<!-- timm_mix wrote this card (sha256 {}) and writes it anew as long as nobody has changed it -->\n"
 _INHERITED = ("license_name", "license_link", "datasets")
 
 
@@ -51,11 +53,11 @@ def own_file(architecture: str) -> Path | None:
     return None
 
 
-def read_card(path: Path, text: bytes | None, license: str | None, facts: Facts) -> tuple[bytes, str]:
-    """The card and its licence; a text that names its licence stays as it is.
+def read_card(path: Path | str, text: bytes | None, license: str | None, facts: Facts) -> tuple[bytes, str]:
+    """The card and its licence; a text that names its licence stays as it is. A short one is signed.
 
     Args:
-        path: where the card lies, or would; for the errors.
+        path: where the card lies, or would, or its address; for the errors.
         text: None: a short one is written.
     Raises:
         ValueError: there is no licence, another one than the given, or no valid metadata.
@@ -74,10 +76,28 @@ def read_card(path: Path, text: bytes | None, license: str | None, facts: Facts)
     for key, value in {**_metadata(facts), "license": used}.items():
         if getattr(data, key, None) is None:
             setattr(data, key, value)
-    return str(card).encode(), used
+    made = str(card).encode()
+    return made + (_signature(made) if text is None else b""), used
 
 
-def _parse(path: Path, content: bytes) -> ModelCard:
+def is_signed(card: bytes) -> bool:
+    """Whether it is a short card that nobody has changed since."""
+    end = len(card) - len(_signature(b""))
+    return end > 0 and card[end:] == _signature(card[:end])
+
+
+def has_own_words(card: bytes) -> bool:
+    """Whether it says more than the licence, with which a repository begins that is made on the Hub's pages."""
+    text = _FRONT.sub("", card.decode("utf-8-sig"), count=1)
+    named = set(_parse("README.md", card).data.to_dict())
+    return bool(text.strip()) or not named <= {"license", "license_name", "license_link"}
+
+
+def _signature(card: bytes) -> bytes:
+    return _SIGNATURE.format(hashlib.sha256(card).hexdigest()).encode()
+
+
+def _parse(path: Path | str, content: bytes) -> ModelCard:
     try:
         text = content.decode("utf-8-sig")
         return ModelCard(text if _FRONT.match(text) else f"---\n{{}}\n---\n{text}")

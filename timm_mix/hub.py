@@ -131,9 +131,10 @@ def push_to_hub(
     """Publish a model, or a folder that save_pretrained wrote; `timm.create_model('hf-hub:<repo_id>')` loads it.
 
     The folder is checked before anything is sent. All that has changed goes into one commit; an unchanged folder makes
-    none, and an interrupted push is finished by the same call. Sent are config.json, model.safetensors, README.md
-    (a short one is made where there is none), results.json, recipe.yaml, LICENSE, *.png, and the file of an
-    architecture that timm lacks where one file is enough.
+    none, and an interrupted push is finished by the same call. Sent are config.json, model.safetensors, README.md,
+    results.json, recipe.yaml, LICENSE, *.png, and the file of an architecture that timm lacks where one file is enough.
+    The folder's README.md replaces the one on the Hub. Where the folder has none, what somebody has written there
+    stays; else a short one is made.
 
     Args:
         repo_id: owner/name; a name alone belongs to the owner of the token. Made where it is missing.

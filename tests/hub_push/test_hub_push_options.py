@@ -28,7 +28,7 @@ def _changes(reply):
 
 
 def test_only_what_changed_is_sent_and_what_is_not_ours_stays(hub, client, copied):
-    hub.commit("alice/m", {"notes.txt": b"mine", "results.json": b"{}", "README.md": b"---\nlicense: mit\n---\nold"})
+    hub.commit("alice/m", {"notes.txt": b"mine", "results.json": b"{}", "README.md": b"---\nlicense: mit\n---\n"})
     (copied / "recipe.yaml").write_text("epochs: 1\n")
     assert _changes(push(client, copied, "alice/m")) == {
         "README.md": "change",
@@ -96,7 +96,8 @@ def test_a_repository_that_was_renamed_is_pushed_to_by_its_new_name(hub, clients
         error = assert_one_line(push(clients[True], plain_folder, "alice/old", **settings).error)
         assert error == "cannot push to alice/old: the Hub calls it alice/new; give this name"
     assert hub.repo("alice/new").head == before
-    assert "alice/new; give this name" in push(clients[True], plain_folder, "alice/old", dry_run=True).value["unreached"]
+    value = push(clients[True], plain_folder, "alice/old", dry_run=True).value
+    assert "alice/new; give this name" in value["unreached"]
     push(clients[True], plain_folder, "alice/new").ok()
     assert b"hf-hub:alice/new" in hub.repo("alice/new").files()["README.md"]
     load = "from timm_mix.hub import load_pretrained; result = load_pretrained('alice/old').num_classes"
@@ -214,6 +215,55 @@ def test_the_card_of_the_folder_is_taken_as_it_is(hub, client, copied):
     (copied / "README.md").write_text(card)
     client.run("from timm_mix.hub import push_to_hub; push_to_hub(folder, 'alice/m')", folder=str(copied)).ok()
     assert hub.repo("alice/m").files()["README.md"].decode() == card
+
+
+EDITS = {
+    "text": lambda card: card + b"\nMy own words.\n",
+    "above": lambda card: card.replace(b"# m", b"# My model"),
+    "metadata": lambda card: card.replace(b"tags:", b"language: en\ntags:"),
+    "anew": lambda _: b"---\nlicense: mit\n---\n# Mine\n",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_what_somebody_has_written_on_the_hub_stays(hub, client, copied, edit):
+    push(client, copied, "alice/m").ok()
+    repo = hub.repo("alice/m")
+    card = edit(repo.files()["README.md"])
+    assert card != repo.files()["README.md"]
+    hub.commit("alice/m", {"README.md": card})
+    assert set(_changes(push(client, copied, "alice/m")).values()) == {"unchanged"}
+    (copied / "recipe.yaml").write_text("epochs: 1\n")
+    assert _changes(push(client, copied, "alice/m", dry_run=True))["README.md"] == "unchanged"
+    push(client, copied, "alice/m").ok()
+    assert repo.files()["README.md"] == card
+    (copied / "README.md").write_text("---\nlicense: mit\n---\n# The folder's\n")
+    assert _changes(push(client, copied, "alice/m"))["README.md"] == "change"
+
+
+def test_a_card_that_nobody_has_changed_is_written_anew(hub, client, plain_folder, ensemble_folder):
+    push(client, plain_folder, "alice/m").ok()
+    push(client, ensemble_folder, "alice/m", license="apache-2.0").ok()
+    card = hub.repo("alice/m").files()["README.md"].decode()
+    assert "`mixmo`: 2 members" in card
+    assert ModelCard(card).data.license == "apache-2.0"
+
+
+def test_the_words_about_a_folded_network_stay_too(hub, client, ensemble_folder):
+    push(client, ensemble_folder, "alice/m", fold=True).ok()
+    card = hub.repo("alice/m-folded").files()["README.md"] + b"My own words.\n"
+    hub.commit("alice/m-folded", {"README.md": card})
+    push(client, ensemble_folder, "alice/m", fold=True).ok()
+    assert hub.repo("alice/m-folded").files()["README.md"] == card
+
+
+@pytest.mark.parametrize("card", [b"---\nlicense: mit\n---\n", b"---\nlicense: mit\n---\n# Mine\n"])
+def test_another_licence_than_the_hubs_card_names_is_refused(hub, client, plain_folder, card):
+    hub.commit("alice/m", {"README.md": card})
+    error = push(client, plain_folder, "alice/m", license="apache-2.0").error
+    assert "the licence given is 'apache-2.0', but " in error
+    assert f"{hub.url}/alice/m/blob/{hub.repo('alice/m').head}/README.md says 'mit'; make them agree" in error
+    assert pushes(hub.repo("alice/m")) == 1
 
 
 def test_a_licence_is_put_into_a_card_that_names_none(hub, client, copied):
