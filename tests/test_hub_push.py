@@ -15,6 +15,7 @@ from timm_mix import _hub_errors
 from timm_mix._hub_errors import HubError, hub_errors, with_retries
 from timm_mix._release import read_release
 from timm_mix._short_card import Facts, how_to_load
+from timm_mix.card import SourceFacts, make_converted_card
 from timm_mix.hub import push_to_hub, save_pretrained
 from timm_mix.models._pretrained import shipped_folder
 
@@ -344,6 +345,16 @@ def test_offline_mode_is_not_waited_for(waits):
     with pytest.raises(OfflineModeIsEnabled):
         with_retries(_failing(OfflineModeIsEnabled("no")))
     assert waits == []
+
+
+def test_a_converted_models_card_says_how_to_load_it_from_the_hub(folder):
+    facts = SourceFacts("splitnet", "wide_resnet16_8", "best.pth.tar", "0" * 64, "cc-by-nc-4.0")
+    card = str(make_converted_card(folder, facts))
+    (folder / "README.md").write_text(card)
+    published = read_release(folder, "alice/m").card
+    assert 'timm.create_model("hf-hub:alice/m", pretrained=True)' in published
+    assert published.count("\n") == card.count("\n")
+    assert "PATH/OF" not in published
 
 
 def test_figures_of_other_weights_are_not_published(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from timm_mix._short_card import Facts, own_file, read_card
-from timm_mix.card import RELEASE, file_hash, make_card
+from timm_mix.card import RELEASE, THIS_FOLDER, file_hash, make_card
 
 __all__ = ["CARD", "CONFIG", "OF_THE_WEIGHTS", "WEIGHTS", "Release", "read_release"]
 
@@ -106,11 +106,11 @@ def _check_results(folder: Path) -> None:
 
 
 def _card_text(folder: Path, repo_id: str) -> bytes | None:
-    """The card that lies there; one that was generated is generated for the repository that it goes to."""
+    """The card that lies there; what was generated of it is generated for the repository that it goes to."""
     path = folder / CARD
     if not path.is_file():
         return None
-    text = path.read_bytes()
+    text = path.read_bytes().replace(THIS_FOLDER.encode(), f"hf-hub:{repo_id}".encode())
     try:
         generated = text == str(make_card(folder)).encode()
     except (ValueError, KeyError, TypeError):  # no results of a release: the card is somebody's own

@@ -129,7 +129,7 @@ def _short_text(facts: Facts) -> str:
             f"`{facts.architecture}`: the same logits at the cost of one network."
         )
     elif facts.members:
-        what = f"`{facts.architecture}`: {facts.members} members that vote, trained with timm_mix."
+        what = f"`{facts.architecture}`: {facts.members} members that vote, a network of timm_mix."
     code = "\n".join(how_to_load(facts).split("; "))
     note = ""
     if facts.own_file:

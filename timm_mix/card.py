@@ -14,8 +14,18 @@ from timm.models import is_model, model_entrypoint
 from timm_mix._methods import METHODS, Method
 from timm_mix.models._pretrained import is_declared
 
-__all__ = ["LICENCES", "RELEASE", "SourceFacts", "check_license", "file_hash", "make_card", "make_converted_card"]
+__all__ = [
+    "LICENCES",
+    "RELEASE",
+    "THIS_FOLDER",
+    "SourceFacts",
+    "check_license",
+    "file_hash",
+    "make_card",
+    "make_converted_card",
+]
 
+THIS_FOLDER = "local-dir:PATH/OF/THIS/FOLDER"  # in a card that does not know yet where it will be published
 RELEASE = "release"  # kind of the results.json that train_scripts/release.py writes
 # published code -> licence of the weights that its authors released, where they state one
 LICENCES: Mapping[str, str] = {"splitnet": "cc-by-nc-4.0"}
@@ -106,7 +116,7 @@ def make_converted_card(folder: str | Path, facts: SourceFacts) -> ModelCard:
         "measure them with `train_scripts/validate.py` before you rely on them."
     )
     licence = f"{facts.license}: conversion changes nothing about the licence of the weights."
-    use = _code(f'{_imports(arch)}\n\nmodel = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True)')
+    use = _code(f'{_imports(arch)}\n\nmodel = timm.create_model("{THIS_FOLDER}", pretrained=True)')
     sections = {"": about, "How to use it": use, "Source": source, "What was not verified": limits}
     sections |= {"Licence": licence, "Who to cite": _citation(method)}
     return _card(data, f"{arch}, converted", sections)
