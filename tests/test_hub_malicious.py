@@ -42,79 +42,139 @@ def tensor(start, end, shape=(2,)):
     return {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
 
 
-def repositories(good, mark):
-    """name -> (files, what load_pretrained says; None where the harmless part of it loads)."""
-    config = json.loads(good[CONFIG])
-    weights = good[WEIGHTS]
+# what load_pretrained says
+NO_WEIGHTS = r"cannot get model\.safetensors of .*: there is none; pickled weights are never read"
+NO_CONFIG = r"its config\.json is not a model's config"
+UNKNOWN = r"names the architecture .*, which is not registered here"
+DAMAGED = r"its model\.safetensors is damaged or no such file"
+CONTRADICTION = r"its config\.json contradicts itself: num_classes is 9, the network has 3 classes"
+
+
+class Harmless:
+    """Files of a model that loads, and what is made of them. Every kind below is name -> (files, what is said of them;
+    None where the harmless part loads)."""
+
+    def __init__(self, files):
+        self.files, self.config, self.weights = files, json.loads(files[CONFIG]), files[WEIGHTS]
+
+    def with_file(self, name, data):
+        return {**self.files, name: data}
+
+    def configured(self, **changes):
+        return self.with_file(CONFIG, json.dumps({**self.config, **changes}).encode())
+
+    def with_args(self, **args):
+        return self.configured(model_args={**self.config["model_args"], **args})
+
+    def with_cfg(self, **values):
+        return self.configured(pretrained_cfg={**self.config["pretrained_cfg"], **values})
+
+
+def pickles(good, mark):
     zipped = io.BytesIO()
     torch.save({"weight": Payload(mark)}, zipped)
     poison, raw_poison = zipped.getvalue(), pickle.dumps({"weight": Payload(mark)})
-    no_weights = r"cannot get model\.safetensors of .*: there is none; pickled weights are never read"
-    unknown = r"names the architecture .*, which is not registered here"
-    damaged = r"its model\.safetensors is damaged or no such file"
-
-    def configured(**changes):
-        return {**good, CONFIG: json.dumps({**config, **changes}).encode()}
-
-    def with_args(**args):
-        return configured(model_args={**config["model_args"], **args})
-
-    def with_cfg(**values):
-        return configured(pretrained_cfg={**config["pretrained_cfg"], **values})
-
+    config = {CONFIG: good.files[CONFIG]}
+    by_custom_load = good.with_cfg(custom_load="hf", hf_hub_filename="evil.bin")
     return {
-        "pickle-only": ({CONFIG: good[CONFIG], "pytorch_model.bin": poison}, no_weights),
-        "raw-pickle-only": ({CONFIG: good[CONFIG], "pytorch_model.bin": raw_poison}, no_weights),
-        "pickle-named-pth": ({CONFIG: good[CONFIG], "model.pth": poison}, no_weights),
-        "pickle-named-safetensors": ({**good, WEIGHTS: poison}, damaged),
-        "pickle-beside": ({**good, "pytorch_model.bin": poison, "model.pth": poison}, None),
-        "pickle-by-name": ({**with_cfg(hf_hub_filename="evil.bin"), "evil.bin": poison}, None),
-        "pickle-by-custom-load": (
-            {**with_cfg(custom_load="hf", hf_hub_filename="evil.bin"), "evil.bin": poison},
-            None,
-        ),
-        "file-of-the-reader": (with_cfg(file="/etc/passwd"), None),
-        "address-elsewhere": (with_cfg(url="http://192.0.2.1/evil.pth", hf_hub_id="evil/other"), None),
-        "checkpoint-of-the-reader": (with_args(checkpoint_path="/etc/passwd"), "may not name .*checkpoint_path"),
-        "cache-of-the-reader": (with_args(cache_dir="/etc"), "may not name cache_dir"),
-        "unknown-architecture": (configured(architecture="evilnet"), unknown),
-        "path-as-architecture": (configured(architecture="../../etc/passwd"), unknown),
-        "source-as-architecture": (configured(architecture="local-dir:/etc"), unknown),
-        "number-as-architecture": (configured(architecture=3), unknown),
-        "source-as-backbone": (with_args(backbone="hf-hub:evil/other"), "cannot load .*hf-hub:evil/other"),
-        "no-architecture": ({**good, CONFIG: b"{}"}, r"its config\.json is not a model's config"),
-        "list-as-config": ({**good, CONFIG: b"[]"}, r"its config\.json is not a model's config"),
-        "bytes-as-config": ({**good, CONFIG: b"\xff\xfe\0"}, r"its config\.json is not a model's config"),
-        "deep-config": ({**good, CONFIG: b"[" * 100_000}, r"its config\.json is not a model's config"),
-        "huge-config": ({**good, CONFIG: b" " * (1 << 24) + good[CONFIG]}, r"has 16777\d+ bytes, wanted at most"),
-        "arguments-as-list": (configured(model_args=[1, 2]), "cannot load"),
-        "unknown-argument": (with_args(evil=1), "cannot load .*unexpected keyword argument 'evil'"),
-        "absurd-classes": (with_args(num_classes=10**12), r"wants num_classes=1000000000000, but .* holds"),
-        "infinite-classes": (with_args(num_classes=float("inf")), "wants num_classes=inf"),
-        "not-a-number-of-classes": (with_args(num_classes=float("nan")), "wants num_classes=nan"),
-        "many-classes": (with_args(num_classes=300_000), r"builds a .*network"),
-        "many-members": (with_args(members=50_000), "builds a far larger network"),
-        "giant-backbone": (with_args(backbone="vit_giant_patch14_dinov2"), "builds a .*network"),
-        "huge-header": ({**good, WEIGHTS: header({}, length=1 << 30)}, damaged),
-        "endless-header": ({**good, WEIGHTS: header({}, length=(1 << 64) - 1)}, damaged),
-        "overlapping-tensors": (
-            {**good, WEIGHTS: header({"a": tensor(0, 8), "b": tensor(4, 12)}, bytes(12))},
-            damaged,
-        ),
-        "tensor-behind-the-end": ({**good, WEIGHTS: header({"a": tensor(0, 1 << 40, (1 << 38,))}, bytes(8))}, damaged),
-        "shape-overflow": ({**good, WEIGHTS: header({"a": tensor(0, 8, (1 << 62, 1 << 62))}, bytes(8))}, damaged),
-        "header-no-json": ({**good, WEIGHTS: header(b"{" * 1000)}, damaged),
-        "truncated": ({**good, WEIGHTS: weights[:-100]}, damaged),
-        "longer": ({**good, WEIGHTS: weights + bytes(8)}, damaged),
-        "five-bytes": ({**good, WEIGHTS: weights[:5]}, damaged),
-        "empty": ({**good, WEIGHTS: b""}, damaged),
-        "other-tensors": ({**good, WEIGHTS: header({"a": tensor(0, 8)}, bytes(8))}, "builds a network of .* holds 2"),
-        "renamed-tensors": (
-            {**good, WEIGHTS: weights.replace(b'"heads.0.weight"', b'"heads.9.weight"')},
-            r"cannot load .*heads\.0\.weight",
-        ),
-        "paths-in-the-tree": ({**good, "../../x": b"evil", "/abs": b"evil", "a\\..\\..\\x": b"evil"}, None),
+        "pickle-only": ({**config, "pytorch_model.bin": poison}, NO_WEIGHTS),
+        "raw-pickle-only": ({**config, "pytorch_model.bin": raw_poison}, NO_WEIGHTS),
+        "pickle-named-pth": ({**config, "model.pth": poison}, NO_WEIGHTS),
+        "pickle-named-safetensors": (good.with_file(WEIGHTS, poison), DAMAGED),
+        "pickle-beside": ({**good.files, "pytorch_model.bin": poison, "model.pth": poison}, None),
+        "pickle-by-name": ({**good.with_cfg(hf_hub_filename="evil.bin"), "evil.bin": poison}, None),
+        "pickle-by-custom-load": ({**by_custom_load, "evil.bin": poison}, None),
     }
+
+
+def addresses(good):
+    """They name a file or a repository that is not theirs to name."""
+    elsewhere = good.with_cfg(url="http://192.0.2.1/evil.pth", hf_hub_id="evil/other", source="timm")
+    tree = {**good.files, "../../x": b"evil", "/abs": b"evil", "a\\..\\..\\x": b"evil"}
+    return {
+        "file-of-the-reader": (good.with_cfg(file="/etc/passwd"), None),
+        "address-elsewhere": (elsewhere, None),
+        "checkpoint-of-the-reader": (good.with_args(checkpoint_path="/etc/passwd"), "may not name .*checkpoint_path"),
+        "cache-of-the-reader": (good.with_args(cache_dir="/etc"), "may not name cache_dir"),
+        "device-of-the-reader": (good.with_args(device="meta"), "may not name .*device"),
+        "unknown-architecture": (good.configured(architecture="evilnet"), UNKNOWN),
+        "path-as-architecture": (good.configured(architecture="../../etc/passwd"), UNKNOWN),
+        "source-as-architecture": (good.configured(architecture="local-dir:/etc"), UNKNOWN),
+        "number-as-architecture": (good.configured(architecture=3), UNKNOWN),
+        "source-as-backbone": (good.with_args(backbone="hf-hub:evil/other"), "cannot load .*hf-hub:evil/other"),
+        "folder-as-backbone": (good.with_args(backbone="local-dir:/etc"), "cannot load .*local-dir:/etc"),
+        "paths-in-the-tree": (tree, None),
+    }
+
+
+def configs(good):
+    twice = b'{"architecture": "resnet18", ' + good.files[CONFIG].lstrip()[1:]
+    huge = b" " * (1 << 24) + good.files[CONFIG]
+    return {
+        "no-architecture": (good.with_file(CONFIG, b"{}"), NO_CONFIG),
+        "list-as-config": (good.with_file(CONFIG, b"[]"), NO_CONFIG),
+        "bytes-as-config": (good.with_file(CONFIG, b"\xff\xfe\0"), NO_CONFIG),
+        "deep-config": (good.with_file(CONFIG, b"[" * 100_000), NO_CONFIG),
+        "architecture-twice": (good.with_file(CONFIG, twice), None),  # the last one counts, for timm and for us
+        "huge-config": (good.with_file(CONFIG, huge), r"has 16777\d+ bytes, wanted at most"),
+        "arguments-as-list": (good.configured(model_args=[1, 2]), "cannot load"),
+        "unknown-argument": (good.with_args(evil=1), "cannot load .*unexpected keyword argument 'evil'"),
+        "unknown-field": (good.with_cfg(evil=1), "cannot load .*unexpected keyword argument 'evil'"),
+        "weights-in-the-config": (good.with_cfg(state_dict={"heads.0.bias": [7, 7, 7]}, source="timm"), None),
+        "unchecked-weights": (good.with_args(pretrained_strict=False), "may not name .*pretrained_strict"),
+        "arguments-left-out": (good.with_args(kwargs_filter=["num_classes"]), "may not name .*kwargs_filter"),
+        "other-classes": (good.configured(num_classes=9), CONTRADICTION),
+        "other-classes-and-layers": (
+            good.configured(num_classes=9, pretrained_cfg={"classifier": "core"}),
+            CONTRADICTION,
+        ),
+    }
+
+
+def sizes(good):
+    without_args = {"architecture": "mixmo", "pretrained_cfg": good.config["pretrained_cfg"], "num_classes": 10**12}
+    return {
+        "absurd-classes": (good.with_args(num_classes=10**12), r"wants num_classes=1000000000000, but .* holds"),
+        "absurd-classes-beside": (good.with_file(CONFIG, json.dumps(without_args).encode()), "a far larger network"),
+        "infinite-classes": (good.with_args(num_classes=float("inf")), "wants num_classes=inf"),
+        "not-a-number-of-classes": (good.with_args(num_classes=float("nan")), "wants num_classes=nan"),
+        "many-classes": (good.with_args(num_classes=300_000), r"builds a .*network"),
+        "many-members": (good.with_args(members=50_000), "builds a far larger network"),
+        "giant-backbone": (good.with_args(backbone="vit_giant_patch14_dinov2"), "builds a .*network"),
+    }
+
+
+def damaged_weights(good):
+    overlapping = header({"a": tensor(0, 8), "b": tensor(4, 12)}, bytes(12))
+    contents = {
+        "huge-header": header({}, length=1 << 30),
+        "endless-header": header({}, length=(1 << 64) - 1),
+        "overlapping-tensors": overlapping,
+        "tensor-behind-the-end": header({"a": tensor(0, 1 << 40, (1 << 38,))}, bytes(8)),
+        "shape-overflow": header({"a": tensor(0, 8, (1 << 62, 1 << 62))}, bytes(8)),
+        "header-no-json": header(b"{" * 1000),
+        "truncated": good.weights[:-100],
+        "longer": good.weights + bytes(8),
+        "five-bytes": good.weights[:5],
+        "empty": b"",
+    }
+    return {name: (good.with_file(WEIGHTS, data), DAMAGED) for name, data in contents.items()}
+
+
+def other_weights(good):
+    other = header({"a": tensor(0, 8)}, bytes(8))
+    renamed = good.weights.replace(b'"heads.0.weight"', b'"heads.9.weight"')
+    return {
+        "other-tensors": (good.with_file(WEIGHTS, other), "builds a network of .* holds 2"),
+        "renamed-tensors": (good.with_file(WEIGHTS, renamed), r"cannot load .*heads\.0\.weight"),
+    }
+
+
+def repositories(files, mark):
+    """name -> (files, what load_pretrained says; None where the harmless part of it loads)."""
+    good = Harmless(files)
+    kinds = [pickles(good, mark)] + [make(good) for make in (addresses, configs, sizes, damaged_weights, other_weights)]
+    return {name: case for kind in kinds for name, case in kind.items()}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +232,7 @@ def test_it_is_one_line_at_once_and_nothing_is_executed(world, outcomes, name):
 
 
 # those that could make timm itself run or open something
-TEMPTING = [name for name in NAMES if name.startswith(("pickle", "raw", "file", "source", "path"))]
+TEMPTING = [name for name in NAMES if name.startswith(("pickle", "raw", "file", "folder", "source", "path"))]
 
 
 @pytest.mark.parametrize("name", TEMPTING)

@@ -12,6 +12,7 @@ import torch
 from hub_clients import Client, client_environment
 from loopback_hub import Fault, LoopbackHub
 
+from timm_mix import _pull
 from timm_mix.hub import HubError, load_pretrained, local_name, save_pretrained
 
 IMAGES = "torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)"
@@ -324,6 +325,33 @@ def test_wrong_bytes_that_are_in_the_cache_already_are_fetched_again(load, publi
     assert load("alice/members", loader="timm").ok().value == published["members"].logits
 
 
+def _spoil_weights(cache):
+    (weights,) = (path for path in cache.rglob("blobs/*") if path.stat().st_size > 10_000)
+    weights.write_bytes(weights.read_bytes()[:-9].ljust(weights.stat().st_size, b"\1"))
+    return weights
+
+
+def test_wrong_bytes_in_the_cache_are_not_thrown_away_offline(load, published, tmp_path):
+    load("alice/members").ok()
+    weights = _spoil_weights(tmp_path / "cache")
+    message = r"cannot use model.safetensors: the copy in the cache is damaged \(.*\); unset HF_HUB_OFFLINE once"
+    check_error(load("alice/members", offline=True), message)
+    assert weights.exists()
+    assert load("alice/members").ok().value == published["members"].logits
+
+
+def test_wrong_bytes_that_cannot_be_removed_are_said_to_be_damaged(monkeypatch, tmp_path):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / ("a" * 64)).write_bytes(b"wrong")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / ("a" * 64))
+    monkeypatch.setattr(_pull, "_try_download", lambda *_: tmp_path / "model.safetensors")
+    monkeypatch.setattr(_pull.Path, "unlink", refuse)
+    with pytest.raises(HubError, match=r"is damaged \(.*\) and cannot be removed \(Permission denied\); give another"):
+        _pull._download("model.safetensors", {"repo_id": "alice/m"})
+
+
 def test_a_mirror_may_have_its_own_tags(hub, load, published):
     files = published["members"].files
     sha1 = hashlib.sha1(files["config.json"]).hexdigest()
@@ -383,6 +411,15 @@ def test_a_saved_folder_is_checked_and_loaded_too(published, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(HubError, match=r"cannot load .*its model\.safetensors is damaged"):
         load_pretrained(tmp_path)
+
+
+def test_a_folder_that_is_no_model_is_not_taken_for_one(monkeypatch, tmp_path):
+    """Nor is the Hub asked for its name in silence."""
+    (tmp_path / "alice" / "members").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for source in ("alice/members", ".", ""):
+        with pytest.raises(HubError, match=r"the folder .* has no config.json; give one .*, or hf-hub:org/name"):
+            load_pretrained(source)
 
 
 def test_names_of_timm_and_of_folders_stay_as_they_are():

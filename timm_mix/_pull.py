@@ -16,7 +16,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, is_offline_mode
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -35,8 +35,12 @@ __all__ = ["fetch", "load_pretrained", "local_name"]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _SOURCES = ("hf-hub:", "hf_hub:")
 _LARGEST_CONFIG = 1 << 24  # bytes; the names and descriptions of 22,000 classes take about two million
-# arguments of timm.create_model that name files or other weights: no repository may choose them for its reader
-_NOT_FROM_A_CONFIG = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+# arguments of timm.create_model that no repository may choose for its reader: files, other weights, the device, and
+# what lets weights that do not fit pass in silence
+_NOT_FROM_A_CONFIG = (
+    *("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "device"),
+    *("pretrained_strict", "kwargs_filter"),
+)
 _SMALLEST_BOUND = 1 << 16  # sizes that any network may ask for, however small its weights are
 _COPIES = 64  # a model may build its network so many times on the way (MixMo does, once per member)
 
@@ -78,6 +82,11 @@ def fetch(source: str | Path, *, token: str | None = None, cache_dir: str | Path
     name = str(source)
     if not name.lower().startswith(_SOURCES) and Path(name.removeprefix("local-dir:")).is_dir():
         folder = Path(name.removeprefix("local-dir:"))
+        if not (folder / CONFIG).is_file():
+            raise HubError(
+                f"cannot load {source}: the folder {folder} has no {CONFIG}; give one that save_pretrained wrote, or "
+                "hf-hub:org/name for a model on the Hub"
+            )
     else:
         repo_id, _, revision = name.removeprefix(name[:7] if name.lower().startswith(_SOURCES) else "").partition("@")
         where = {"repo_id": repo_id, "token": token, "cache_dir": cache_dir}
@@ -96,12 +105,25 @@ def _download(filename: str, where: dict[str, Any]) -> Path:
             if path is not None and _is_as_announced(path):
                 return path
             if path is not None:
-                path.resolve().unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+                _remove(path)
     raise HubError(
         f"cannot get {filename} of {where['repo_id']}: what comes is not what the Hub announces, twice; nothing of it "
         "is kept; try again later, and look for a proxy in between"
     )
+
+
+def _remove(path: Path) -> None:
+    """Take a damaged file out of the cache, where it can be had again."""
+    damaged = f"the copy in the cache is damaged ({path})"
+    if is_offline_mode():
+        raise HubError(f"cannot use {path.name}: {damaged}; unset HF_HUB_OFFLINE once, it is then fetched again")
+    try:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise HubError(
+            f"cannot use {path.name}: {damaged} and cannot be removed ({error.strerror}); give another cache_dir"
+        ) from error
 
 
 def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
@@ -172,6 +194,10 @@ def _check(folder: Path) -> None:
         raise ValueError(
             f"its {CONFIG} builds a network of {wanted} numbers, but {WEIGHTS} holds {elements}; do not use it"
         )
+    # where these differ timm leaves the classifier out and says so to nobody
+    said, classes = model.pretrained_cfg.get("num_classes"), getattr(model, "num_classes", None)
+    if said != classes:
+        raise ValueError(f"its {CONFIG} contradicts itself: num_classes is {said}, the network has {classes} classes")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
