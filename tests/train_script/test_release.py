@@ -324,6 +324,15 @@ def test_another_ensemble_than_the_architectures_is_refused(runs, tmp_path):
         _release(run, tmp_path / "weights")
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", json.dumps(dict.fromkeys(("config", "epochs", "seed")))])
+def test_results_that_are_no_runs_are_refused(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(
+        UsageError, match=r"results.json (cannot be read|must be that of a run of .*, it has no .config)"
+    ):
+        release.main([str(tmp_path), "--tag", "digits"])
+
+
 def test_the_script_ends_with_one_line_and_status_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         run_script(partial(release.main, [str(tmp_path / "none"), "--tag", "digits"]))

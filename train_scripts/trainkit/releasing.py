@@ -80,13 +80,13 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     try:
         results = json.loads((folder / "results.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
             f"a release needs the folder of a run, {folder}/results.json cannot be read: {reason}"
         ) from None
     wanted = ("config", "epochs", "seed", "hardware", "versions", "data", "last", "best")
-    lacking = [key for key in wanted if not isinstance(results, dict) or key not in results]
+    lacking = [key for key in wanted if not isinstance(results, dict) or results.get(key) is None]
     if lacking:
         raise UsageError(f"{folder}/results.json must be that of a run of train.py, it has no {lacking[0]!r}")
     config = Config(**check_settings(f"{folder}/results.json", results["config"], Config))
