@@ -27,7 +27,7 @@ ALLOWED = {
     "_hub_errors": set(),
     "_pull": {"_hub_errors", "version"},
     "_release": {"_short_card", "card"},
-    "_short_card": set(),
+    "_short_card": {"card"},
     "_remote": {"_hub_errors", "version"},
     "_push": {"_hub_errors", "_release", "_remote", "_short_card"},
     "drop_in": {"_drop_in", "tasks", "mixers", "models", "functional"},
