@@ -73,8 +73,15 @@ def test_metadata_are_valid_and_survive_a_round_trip(write, tmp_path):
     data = again.data
     assert (data.library_name, data.pipeline_tag, data.license) == ("timm", "image-classification", "apache-2.0")
     assert data.tags == ["image-classification", "timm", "timm_mix", "mixmo"]
-    assert data.datasets == ["digits"]
+    assert data.datasets == ["digits"]  # the Hub has no name for them
     assert data.model_name == "mixmo_wrn16_2_m2.digits"
+
+
+def test_data_are_named_as_the_hub_names_them_where_it_has_them(write):
+    data = make_card(write(data__name="cifar100")).data
+    assert data.datasets == ["uoft-cs/cifar100"]
+    assert {result.dataset_type for result in data.eval_results} == {"uoft-cs/cifar100"}
+    assert {result.dataset_name for result in data.eval_results} == {"CIFAR-100"}
 
 
 def test_the_model_index_holds_every_predictors_figures_the_models_own_first(write):

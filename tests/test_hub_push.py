@@ -123,10 +123,23 @@ def test_torn_or_foreign_weights_are_refused(folder):
         _push(folder)
 
 
-def test_weights_in_half_precision_are_taken(folder):
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.float8_e4m3fn])
+def test_weights_in_low_precision_are_taken(folder, dtype):
     path = folder / "model.safetensors"
-    save_file({key: tensor.half() for key, tensor in load_file(path).items()}, path)
+    save_file({key: tensor.to(dtype) for key, tensor in load_file(path).items()}, path)
     assert "model.safetensors" in read_release(folder, "alice/m", license="mit").files
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_has_diverged_is_refused(folder, value):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    state["conv1.weight"][0, 0, 0, 0] = value
+    save_file(state, path)
+    with pytest.raises(
+        ValueError, match=r"holds infinite numbers or NaN, first in conv1.weight: the network has diverged"
+    ):
+        _push(folder)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def _check_weights(path: Path, model: Any) -> None:
     try:
         with safe_open(path, "pt") as file:
             given = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
+            broken = [key for key in given if not _is_finite(file.get_tensor(key))]
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}); save the model again") from error
     wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
@@ -175,3 +176,11 @@ def _check_weights(path: Path, model: Any) -> None:
             f"{path} does not fit {CONFIG}: {len(wrong)} tensors differ, the first is {key}: wanted shape "
             f"{wanted.get(key, 'nothing')}, got {given.get(key, 'nothing')}; save the model again"
         )
+    if broken:
+        raise ValueError(
+            f"{path} holds infinite numbers or NaN, first in {broken[0]}: the network has diverged; push an earlier one"
+        )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.float().isfinite().all())

@@ -37,6 +37,7 @@ _METHOD_OF_SOURCE = {
     "openmixup": "automix",
 }
 _DATA_NAMES = {"digits": "scikit-learn's handwritten digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+_HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # where the Hub has them
 _PREDICTORS = {
     "model": "the network",
     "ensemble_logits": "ensemble, mean of logits",
@@ -185,7 +186,7 @@ def _metadata(results: Mapping[str, Any], method: Method) -> ModelCardData:
         EvalResult(
             task_type="image-classification",
             task_name="Image Classification",
-            dataset_type=data["name"],
+            dataset_type=_HUB_DATASETS.get(data["name"], data["name"]),
             dataset_name=_data_name(data["name"]),
             dataset_split=data["split"],
             metric_type=kind,
@@ -200,7 +201,7 @@ def _metadata(results: Mapping[str, Any], method: Method) -> ModelCardData:
         library_name="timm",
         pipeline_tag="image-classification",
         tags=_tags(method),
-        datasets=[data["name"]],
+        datasets=[_HUB_DATASETS.get(data["name"], data["name"])],
         metrics=["accuracy"],
         model_name=results["name"],
         eval_results=found,

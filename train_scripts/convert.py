@@ -11,6 +11,7 @@ whole or not at all. --license is what the authors put their weights under; only
 
 import argparse
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     with user_errors("convert"):
         check_license(license)
         name = timm_mix.official_model(given.source, given.arch, given.members)
+    if (stated := LICENCES.get(given.source, license)) != license:
+        print(f"warning: the authors released the weights under {stated}, the card will say {license}", file=sys.stderr)
     if not file.is_file():
         raise UsageError(f"the checkpoint must be a file, {file} is none; correct the path")
     with replacing(target) as scratch:

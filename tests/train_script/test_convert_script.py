@@ -165,11 +165,14 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content, message):
     assert not (tmp_path / "hub").exists()
 
 
-def test_an_earlier_conversion_is_replaced_and_nothing_else_is(official, tmp_path):
+def test_an_earlier_conversion_is_replaced_and_nothing_else_is(official, tmp_path, capsys):
     target = tmp_path / "hub"
     convert.main([str(official), *SPLITNET, "--output", str(target)])
+    assert capsys.readouterr().err == ""
     convert.main([str(official), *SPLITNET, "--license", "mit", "--output", str(target)])
     assert ModelCard.load(target / "README.md").data.license == "mit"
+    warned = "warning: the authors released the weights under cc-by-nc-4.0, the card will say mit\n"
+    assert capsys.readouterr().err == warned
     (target / "README.md").unlink()
     with pytest.raises(UsageError, match="hub exists and is not an earlier one: give another --output"):
         convert.main([str(official), *SPLITNET, "--output", str(target)])
