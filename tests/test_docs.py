@@ -1,6 +1,8 @@
 """The snippets that people copy run as they stand."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,11 @@ def test_files_that_the_readme_names_are_there():
     named = re.findall(r"(?:train_scripts|model_cards)/[\w/.]+\.(?:py|yaml|md)", (ROOT / "README.md").read_text())
     assert len(named) >= 5
     assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
+def test_names_that_the_readme_writes_are_there_after_import_timm_mix_alone():
+    named = sorted(set(re.findall(r"(?<!-m )\btimm_mix\.[a-z_.]*[a-z]\b", (ROOT / "README.md").read_text())))
+    assert {"timm_mix.hub.push_to_hub", "timm_mix.create_task"} <= set(named)
+    code = f"import timm_mix\nfor name in {named}: eval(name)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -48,6 +48,14 @@ def test_class_names_and_data_settings_are_written(model, tmp_path):
     assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
 
 
+def test_the_folded_network_keeps_the_class_names_when_it_is_saved(model, tmp_path):
+    save_pretrained(model, tmp_path / "m", label_names=["a", "b", "c"])
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
+    save_pretrained(again.fold(), tmp_path / "folded")
+    plain = timm.create_model(f"local-dir:{tmp_path / 'folded'}", pretrained=True)
+    assert plain.pretrained_cfg["label_names"] == ["a", "b", "c"]
+
+
 def test_what_was_known_of_earlier_classes_is_gone_where_new_names_are_given(model, tmp_path):
     model.pretrained_cfg.update({"label_names": ["x", "y", "z"], "label_descriptions": {"x": "an ex"}})
     save_pretrained(model, tmp_path / "m", label_names=["a", "b", "c"])

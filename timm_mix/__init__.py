@@ -1,10 +1,20 @@
 """Mixed inputs and divided networks for timm; importing it registers the models."""
 
-from timm_mix import models
+from timm_mix import hub, metrics, models
 from timm_mix.convert import load_official, official_model
 from timm_mix.mixers import create_mixer
 from timm_mix.models.divide import divide
 from timm_mix.tasks import create_task
 from timm_mix.version import __version__
 
-__all__ = ["__version__", "create_mixer", "create_task", "divide", "load_official", "models", "official_model"]
+__all__ = [
+    "__version__",
+    "create_mixer",
+    "create_task",
+    "divide",
+    "hub",
+    "load_official",
+    "metrics",
+    "models",
+    "official_model",
+]

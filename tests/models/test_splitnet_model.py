@@ -114,6 +114,15 @@ def test_features_of_any_family_lie_on_their_own_channel_axis(backbone):
     assert model.forward_head(features).shape == (1, K)
 
 
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_without_head_and_pooling_the_features_stay_as_they_are(backbone):
+    model = _create(backbone=backbone, split=2, device="meta").eval()
+    model.reset_classifier(0, "")
+    x = torch.zeros(1, *model.pretrained_cfg["input_size"], device="meta")
+    features = model.forward_features(x)
+    assert model(x).shape == model.forward_head(features).shape == features.shape
+
+
 def test_intermediate_tokens_lie_side_by_side_with_their_prefixes():
     model = _create(backbone="vit_tiny_patch16_224", split=2, divide=False, depth=2, img_size=64)
     levels = model.forward_intermediates(

@@ -341,6 +341,20 @@ def test_a_state_of_something_else_is_refused():
         _task("mixmo").load_task_state({"foo": 1})
 
 
+@pytest.fixture
+def alone():
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["recursivemix", "automix"])
+def test_a_task_around_more_than_the_model_wants_it_bare(alone, name):
+    with pytest.raises(ValueError, match=r"needs the bare model, got one in DistributedDataParallel: make the task"):
+        _task(name, nn.parallel.DistributedDataParallel(_model(name)))
+
+
 def test_mixmo_mixes_images_and_nothing_else():
     with pytest.raises(ValueError, match=r"input must be a batch of images \[B, C, H, W\], got \[5, 3, 3, 32, 32\]"):
         _task("mixmo")(torch.zeros(B, 3, C, H, W), torch.zeros(B).long())

@@ -121,9 +121,10 @@ class MixMo(nn.Module):
         cfg = {key: value for key, value in self.pretrained_cfg.items() if key in ("mean", "std", "input_size")}
         cfg.update({key: self.pretrained_cfg.get(key) for key in ("interpolation", "crop_pct", "crop_mode")})
         # whatever weights the backbone may have of its own, the folded ones are others
-        cfg.update(dict.fromkeys(("file", "hf_hub_id", "url", "tag", "label_descriptions")))
-        known = self.num_classes == self.pretrained_cfg.get("num_classes")
-        cfg["label_names"] = self.pretrained_cfg.get("label_names") if known else None
+        cfg.update(dict.fromkeys(("file", "hf_hub_id", "url", "tag", "label_descriptions", "label_names")))
+        if self.num_classes == self.pretrained_cfg.get("num_classes"):
+            # with their number: timm saves no names beside another one
+            cfg.update(num_classes=self.num_classes, label_names=self.pretrained_cfg.get("label_names"))
         plain = build_backbone(
             self.backbone,
             num_classes=self.num_classes,

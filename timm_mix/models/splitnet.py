@@ -190,7 +190,7 @@ class SplitNet(nn.Module):
         parts = split_channels(x, self.num_members, self.channels_last)
         outputs = self._each("forward_head", parts, pre_logits=pre_logits)
         if pre_logits or self.num_classes == 0:
-            return torch.cat(outputs, dim=1)
+            return concat_channels(outputs, self.channels_last)
         return member_output(outputs, return_members, self.ensemble)
 
     def forward(self, x: torch.Tensor, return_members: bool = False) -> torch.Tensor:
@@ -203,7 +203,7 @@ class SplitNet(nn.Module):
         else:
             outputs = self._each("__call__", [select_member(x, i, self.num_members) for i in range(self.num_members)])
         if self.num_classes == 0:
-            return torch.cat(outputs, dim=1)
+            return concat_channels(outputs, self.channels_last)
         return member_output(outputs, return_members, self.ensemble)
 
     def _forward_one(self, x: torch.Tensor, return_members: bool) -> torch.Tensor:

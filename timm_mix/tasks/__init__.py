@@ -47,6 +47,10 @@ def create_task(
 ) -> MixingTask:
     """Create a training task by name.
 
+    An optimizer takes the parameters of task.get_trainable_module(): with AutoMix's Mix Block and RecursiveMix's region
+    head they are more than the model's. Evaluate and save task.get_eval_model(). Of several processes each makes the
+    task of the bare model, then calls task.prepare_distributed().
+
     Args:
         name: `mixmo` or `cotraining` for models with members, `recursivemix`, `automix` or
             `manifoldmixup` for any.

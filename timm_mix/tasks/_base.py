@@ -11,7 +11,7 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-__all__ = ["MemberTask", "MixingTask", "names_without_decay", "per_sample_loss", "soft_criterion"]
+__all__ = ["MemberTask", "MixingTask", "check_unwrapped", "names_without_decay", "per_sample_loss", "soft_criterion"]
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -186,6 +186,19 @@ class MemberTask(MixingTask):
                 f"{type(self).__name__} needs a model with members (mixmo_*, splitnet_*), got {type(model).__name__}"
             )
         super()._check_model(model, num_classes)
+
+
+def check_unwrapped(model: nn.Module, task: str) -> None:
+    """For tasks that train more than the model, and call more of it than forward().
+
+    Raises:
+        ValueError: a model in DistributedDataParallel.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            f"{task} needs the bare model, got one in DistributedDataParallel: make the task first, then call "
+            "task.prepare_distributed(), or task.trainable_module = accelerator.prepare(task.get_trainable_module())"
+        )
 
 
 def names_without_decay(model: nn.Module, prefix: str) -> set[str]:

@@ -25,7 +25,7 @@ from timm_mix.functional.automix import (
     plan_automix,
 )
 from timm_mix.models._members import prefix_matcher
-from timm_mix.tasks._base import MixingTask, names_without_decay
+from timm_mix.tasks._base import MixingTask, check_unwrapped, names_without_decay
 from timm_mix.tasks._early_gradient import Taken, in_float16, take_gradient, with_gradient
 from timm_mix.tasks._mix_block import MixBlock, SAMixBlock
 from timm_mix.tasks._two_heads import TwoHeads, stage_of_reduction
@@ -99,6 +99,7 @@ class AutoMixTask(MixingTask):
         main_head: str = "one",
         **kwargs: Any,
     ):
+        check_unwrapped(model, type(self).__name__)
         super().__init__(model, criterion, **kwargs)
         _check_settings(block, mask_weight, momentum, momentum_end, momentum_warmup)
         _check_cheaper(block_every, one_hot_prob, one_hot_share, main_head)

@@ -17,7 +17,7 @@ from timm_mix.functional.recursivemix import (
     region_consistency,
 )
 from timm_mix.models._members import prefix_matcher
-from timm_mix.tasks._base import MixingTask, names_without_decay, soft_criterion
+from timm_mix.tasks._base import MixingTask, check_unwrapped, names_without_decay, soft_criterion
 from timm_mix.tasks._region import check_feature_map, feature_map, region_logits, region_vector
 
 __all__ = ["RecursiveMixTask"]
@@ -56,6 +56,7 @@ class RecursiveMixTask(MixingTask):
         region_head: str = "separate",
         **kwargs: Any,
     ):
+        check_unwrapped(model, type(self).__name__)
         super().__init__(model, criterion, **kwargs)
         if region_head not in HEADS:
             raise ValueError(f"region_head must be one of {', '.join(HEADS)}, got {region_head!r}")
