@@ -7,6 +7,7 @@ import torch
 import timm_mix
 
 K, S = 13, 2
+HEADS = ("fc", "head", "head_dist")  # as wrn16_2 and DeiT call them
 
 
 def _create(name="splitnet", **kwargs):
@@ -143,6 +144,15 @@ def test_intermediates_come_as_a_dict_on_request(only):
     assert ("image_features" in whole) is not only
     if not only:
         torch.testing.assert_close(whole["image_features"], plain[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backbone", ["wrn16_2", "deit_tiny_distilled_patch16_224"])
+def test_the_classifier_is_a_module_that_holds_every_parts_heads(backbone):
+    model = _create(backbone=backbone, split=S, device="meta")
+    heads = [getattr(part, name) for part in model.subnets for name in HEADS if hasattr(part, name)]
+    wanted = {id(parameter) for head in heads for parameter in head.parameters()}
+    assert {id(parameter) for parameter in model.get_classifier().parameters()} == wanted
+    assert len(model.get_classifier()) == S
 
 
 def test_named_models_keep_their_division():

@@ -144,8 +144,10 @@ class SplitNet(nn.Module):
             subnet.set_grad_checkpointing(enable)
 
     @torch.jit.ignore
-    def get_classifier(self) -> Tuple[nn.Module, ...]:
-        return tuple(subnet.get_classifier() for subnet in self.subnets)
+    def get_classifier(self) -> nn.ModuleList:
+        """One head per part; a part that has several (distilled ViTs) gives a list of its own."""
+        heads = [subnet.get_classifier() for subnet in self.subnets]
+        return nn.ModuleList(nn.ModuleList(head) if isinstance(head, (tuple, list)) else head for head in heads)
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         """Give every part a new classifier (0 removes them); the pooling stays unless another is named."""

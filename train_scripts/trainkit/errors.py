@@ -58,9 +58,13 @@ def check_keys(where: str, keys: Iterable[object], known: Collection[str], other
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's main; a UsageError becomes one line on stderr and exit status 2, Stopped its own status."""
+    """Run a script's main; a UsageError becomes one line on stderr and exit status 2, Stopped its own status.
+
+    Who reads the output may leave (`| head`): the script ends then, with 141 as the shell's own tools.
+    """
     try:
         main()
+        sys.stdout.flush()
     except UsageError as error:
         _say(f"error: {error}")
         sys.exit(2)
@@ -69,6 +73,9 @@ def run_script(main: Callable[[], object]) -> None:
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(141)
 
 
 def _say(line: str) -> None:
