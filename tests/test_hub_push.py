@@ -3,11 +3,13 @@
 import json
 import shutil
 import struct
+import sys
+from typing import Any
 
 import pytest
 import timm
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, get_session
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +20,8 @@ from timm_mix._short_card import Facts, how_to_load
 from timm_mix.card import SourceFacts, make_converted_card
 from timm_mix.hub import push_to_hub, save_pretrained
 from timm_mix.models._pretrained import shipped_folder
+
+HTTPX: Any = sys.modules[type(get_session()).__module__.partition(".")[0]]  # httpx2 from huggingface_hub 2.0 on
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def _no_network(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr("httpx2.Client.send", refuse)
+    monkeypatch.setattr(HTTPX.Client, "send", refuse)
 
 
 def _push(folder, repo_id="alice/m", **settings):
@@ -242,9 +246,8 @@ def test_a_folded_networks_card_has_the_ensembles_licence_and_names_it(folder):
 
 
 def _refusal(status, headers=None, text=""):
-    httpx = pytest.importorskip("httpx2")
-    request = httpx.Request("GET", "http://hub/api/models/a/b")
-    response = httpx.Response(status, headers=headers or {}, text=text, request=request)
+    request = HTTPX.Request("GET", "http://hub/api/models/a/b")
+    response = HTTPX.Response(status, headers=headers or {}, text=text, request=request)
     return HfHubHTTPError(f"{status}\n\nfor url", response=response, server_message="what\nit says")
 
 

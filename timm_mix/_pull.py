@@ -16,7 +16,7 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download, is_offline_mode
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -115,7 +115,7 @@ def _download(filename: str, where: dict[str, Any]) -> Path:
 def _remove(path: Path) -> None:
     """Take a damaged file out of the cache, where it can be had again."""
     damaged = f"the copy in the cache is damaged ({path})"
-    if is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         raise HubError(f"cannot use {path.name}: {damaged}; unset HF_HUB_OFFLINE once, it is then fetched again")
     try:
         path.resolve().unlink(missing_ok=True)

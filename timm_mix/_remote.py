@@ -11,7 +11,6 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    ModelCard,
     constants,
     get_session,
     hf_hub_url,
@@ -129,13 +128,18 @@ class Remote:
         """The Hub's own check of the metadata, before anything is made or sent; once."""
         if text == self._checked:
             return
+
+        def call() -> str | None:  # ModelCard.validate asks huggingface.co, whatever HF_ENDPOINT says, before 2.2
+            url, body = f"{constants.ENDPOINT}/api/validate-yaml", {"repoType": "model", "content": text}
+            answer = get_session().post(url, json=body, headers={"Accept": "text/plain"})
+            if answer.status_code == 400:
+                return answer.text
+            hf_raise_for_status(answer)
+            return None
+
         with self._doing("checking README.md"):
-            try:
-                with_retries(ModelCard(text).validate)
-            except json.JSONDecodeError:
-                raise
-            except ValueError as error:  # the body of the Hub's answer, as text
-                raise ValueError(f"{_messages(str(error))}; correct the metadata between its --- lines") from error
+            if (wrong := with_retries(call)) is not None:
+                raise ValueError(f"{_messages(wrong)}; correct the metadata between its --- lines")
         self._checked = text
 
     def upload(self, additions: list[CommitOperationAdd], *, large: bool) -> None:
