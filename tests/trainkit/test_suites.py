@@ -53,6 +53,11 @@ def test_mappings_are_merged_key_by_key(suite_file):
     assert one(suite_file(text)).settings["model_kwargs"] == {"depth": 10, "widen_factor": 3, "drop_rate": 0.1}
 
 
+def test_an_empty_mapping_drops_what_the_recipe_has(suite_file):
+    text = "methods: [{recipe: ../a.yaml, settings: {model: resnet18, model_kwargs: {}}}]\n"
+    assert one(suite_file(text)).settings["model_kwargs"] == {}
+
+
 def test_a_pattern_gives_a_method_per_recipe(suite_file):
     suite = load_suite(suite_file("baseline: b\nmethods: [{recipe: '../[ab].yaml'}]\n"))
     assert [(method.name, method.baseline) for method in suite.methods] == [("a", "b"), ("b", None)]

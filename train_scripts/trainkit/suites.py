@@ -13,7 +13,8 @@
       - recipe: ../recipes/cifar100/*_b4.yaml       # a pattern: one method per file
         baseline: mixup         # another baseline for these
 
-Settings of a dict type (`mix`, `model_kwargs`) are merged key by key, as train.py's flags are.
+Settings of a dict type (`mix`, `model_kwargs`) are merged key by key, as train.py's flags are; an empty
+one (`model_kwargs: {}`, beside another `model`) drops what the recipe has.
 """
 
 import difflib
@@ -207,11 +208,11 @@ def _check_names(where: str, methods: Sequence[Method]) -> None:
 
 
 def _merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """`more` over `settings`; dicts are merged key by key."""
+    """`more` over `settings`; dicts are merged key by key, an empty one drops what was there."""
     both = {
         key: {**settings[key], **value}
         for key, value in more.items()
-        if isinstance(value, dict) and isinstance(settings.get(key), dict)
+        if value and isinstance(value, dict) and isinstance(settings.get(key), dict)
     }
     return {**settings, **more, **both}
 
