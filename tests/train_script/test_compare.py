@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import subprocess
+import traceback
+from types import SimpleNamespace
 
 import pytest
 from script_runs import SIZE, figures
@@ -67,6 +69,8 @@ class Forked:
                 status = 0
             except SystemExit as end:
                 status = end.code
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())  # sys.stderr is pytest's
             finally:
                 os._exit(status)
 
@@ -76,6 +80,11 @@ class Forked:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if ended else None
         return self.returncode
+
+
+def start_runs_with(monkeypatch, popen):
+    """In compare.py alone: what runs in the children may start processes as ever."""
+    monkeypatch.setattr(child_runs, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen}))
 
 
 def row(folder, method):
@@ -92,7 +101,7 @@ def test_a_suite_is_run_once_and_its_table_comes_out_the_same(run, capsys, monke
     assert row(folder, "mixed")[:3] == ["mixed", "1", f"{results['last']['ensemble']['top1']:.2f}"]
     table = (folder / "table.md").read_bytes()
 
-    monkeypatch.setattr(subprocess, "Popen", None)  # nothing is left to run
+    start_runs_with(monkeypatch, None)  # nothing is left to run
     run()
     assert (folder / "table.md").read_bytes() == table
     run("--dry-run")
@@ -106,7 +115,7 @@ def test_a_suite_is_run_once_and_its_table_comes_out_the_same(run, capsys, monke
 def test_a_killed_run_fails_the_suite_and_goes_on_the_next_time(run, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "out"
     results = folder / "plain" / "seed4" / "results.json"
-    monkeypatch.setattr(subprocess, "Popen", Forked)
+    start_runs_with(monkeypatch, Forked)
     monkeypatch.setattr(child_runs, "POLL_SECONDS", 0.01)
 
     def kill_after_an_epoch(child):
