@@ -58,7 +58,9 @@ class LoopbackHub:
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
             for server in self._servers.values()
         ]
-        self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers.values())
+        hub, cdn = (server.server_address[1] for server in self._servers.values())
+        # two names, as there are two in the world: clients before huggingface_hub 2 do not compare ports
+        self.url, self.cdn_url = f"http://127.0.0.1:{hub}", f"http://localhost:{cdn}"
         self.api.url, self.api.cdn_url = self.url, self.cdn_url
         self.faults = faults
 
