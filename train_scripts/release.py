@@ -7,7 +7,7 @@
 writes <output>/<architecture>.<tag>/ with model.safetensors (float16), config.json, results.json, recipe.yaml and
 README.md. The figures are those of the float16 weights, measured by validate.py on the run's validation images; the
 model card quotes the line that gives them again. The folder is written whole or not at all; an earlier release of the
-name is replaced.
+name is replaced. A table in a README.md beside the folders, below the mark that ours has, is written anew.
 """
 
 import argparse
@@ -19,9 +19,10 @@ from typing import Any
 
 import validate
 from timm_mix.models._pretrained import is_declared, shipped_folder
-from trainkit.errors import run_script
+from trainkit.errors import run_script, user_errors
 from trainkit.releasing import read_run, take_model, write_release
 from trainkit.settings import Parser
+from trainkit.weights_table import update_table
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     release = take_model(run, given.tag, fold=given.fold, license=given.license, data_name=given.data_name)
     target = Path(given.output) / release.name
     results = write_release(run, release, target, partial(_evaluate, given.workers))
+    with user_errors(f"write {target.parent / 'README.md'}"):
+        update_table(target.parent)
     size = results["weights"]["bytes"]
     print(f"{target}: {size:,} bytes, top-1 {results['reproduce']['top1']:.2f} % ({results['prediction']})")
     print(results["reproduce"]["command"])

@@ -28,6 +28,7 @@ from trainkit import releasing
 from trainkit.config import parse_config
 from trainkit.errors import UsageError, run_script
 from trainkit.results import checkout_commit
+from trainkit.weights_table import weights_table
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
@@ -370,6 +371,28 @@ def test_weights_that_ship_are_complete_and_small():
         assert tag in TAGS[arch]
         assert timm.models.is_model_pretrained(folder.name)
     assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) <= 40 * 10**6
+
+
+def test_the_table_of_weights_that_ship_is_that_of_their_results():
+    text = (shipped_folder() / "README.md").read_text()
+    table = weights_table(shipped_folder())
+    assert text.endswith(f"\n\n{table}")
+    rows = table.splitlines()[2:]
+    assert len(rows) == sum(path.is_dir() for path in shipped_folder().iterdir())
+    results = results_of(shipped_folder() / MIXMO)
+    (row,) = [row for row in rows if row.startswith(f"| [{MIXMO}]({MIXMO}) | mixmo | digits | ")]
+    assert f"| {results['reproduce']['top1']:.2f} |" in row
+
+
+def test_a_release_writes_the_table_beside_it_anew_and_leaves_other_words(runs, tmp_path):
+    mark = "<!-- the table below is written by train_scripts/release.py -->\n"
+    (tmp_path / "README.md").write_text(f"Words.\n\n{mark}old")
+    _release(runs / "mixmo", tmp_path)
+    assert (tmp_path / "README.md").read_text() == f"Words.\n\n{mark}\n{weights_table(tmp_path)}"
+    assert MIXMO in weights_table(tmp_path)
+    (tmp_path / "README.md").write_text("Words.")
+    _release(runs / "mixmo", tmp_path)
+    assert (tmp_path / "README.md").read_text() == "Words."
 
 
 def test_weights_that_ship_for_digits_give_their_quoted_top1(tmp_path):
