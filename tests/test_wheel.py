@@ -87,7 +87,7 @@ def test_every_package_is_declared():
 # Runs with nothing but the installed package: every python block of the README, statement by statement.
 INSTALLED = '''
 import ast, pathlib, re, socket, sys
-import timm, torch
+import PIL.Image, timm, torch
 import timm_mix
 
 target, readme = sys.argv[1:]
@@ -121,7 +121,7 @@ masks = torch.full((4, 2, 1, 32, 32), 0.5)
 given = {
     **{"timm": timm, "timm_mix": timm_mix, "torch": torch, "x": images, "images": images, "criterion": None},
     **{"xs": images[:, None].repeat(1, 2, 1, 1, 1), "views": images[:, None].repeat(1, 2, 1, 1, 1), "masks": masks},
-    **{"target": torch.randint(37, (4,))},
+    **{"target": torch.randint(37, (4,)), "image": PIL.Image.new("RGB", (40, 30))},
 }
 blocks = re.findall(r"```python\\n(.*?)```", pathlib.Path(readme).read_text(), flags=re.DOTALL)
 for block in blocks:
