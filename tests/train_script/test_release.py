@@ -22,7 +22,6 @@ import finetune
 import release
 import validate
 from timm_mix.card import make_card
-from timm_mix.models._pretrained import TAGS, shipped_folder
 from train import main as train
 from trainkit import releasing
 from trainkit.config import parse_config
@@ -363,27 +362,6 @@ def test_no_commit_is_stated_outside_of_a_checkout(tmp_path, monkeypatch):
     assert checkout_commit() is None
 
 
-def test_weights_that_ship_are_complete_and_small():
-    folders = [path for path in shipped_folder().iterdir() if path.is_dir()]
-    for folder in folders:
-        assert_complete(folder)
-        arch, _, tag = folder.name.partition(".")
-        assert tag in TAGS[arch]
-        assert timm.models.is_model_pretrained(folder.name)
-    assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) <= 40 * 10**6
-
-
-def test_the_table_of_weights_that_ship_is_that_of_their_results():
-    text = (shipped_folder() / "README.md").read_text()
-    table = weights_table(shipped_folder())
-    assert text.endswith(f"\n\n{table}")
-    rows = table.splitlines()[2:]
-    assert len(rows) == sum(path.is_dir() for path in shipped_folder().iterdir())
-    results = results_of(shipped_folder() / MIXMO)
-    (row,) = [row for row in rows if row.startswith(f"| [{MIXMO}]({MIXMO}) | mixmo | digits | ")]
-    assert f"| {results['reproduce']['top1']:.2f} |" in row
-
-
 def test_a_release_writes_the_table_beside_it_anew_and_leaves_other_words(runs, tmp_path):
     mark = "<!-- the table below is written by train_scripts/release.py -->\n"
     (tmp_path / "README.md").write_text(f"Words.\n\n{mark}old")
@@ -393,15 +371,6 @@ def test_a_release_writes_the_table_beside_it_anew_and_leaves_other_words(runs, 
     (tmp_path / "README.md").write_text("Words.")
     _release(runs / "mixmo", tmp_path)
     assert (tmp_path / "README.md").read_text() == "Words."
-
-
-def test_weights_that_ship_for_digits_give_their_quoted_top1(tmp_path):
-    for folder in shipped_folder().glob("*digits"):
-        results = results_of(folder)
-        flags = quoted_flags(results)
-        assert flags[:2] == ["--model", folder.name]
-        again = _validated(flags, tmp_path / folder.name)
-        assert again["figures"][results["prediction"]]["top1"] == results["reproduce"]["top1"]
 
 
 def test_the_check_of_quoted_lines_sees_another_top1(released, tmp_path, monkeypatch, capsys):
