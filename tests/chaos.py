@@ -27,10 +27,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-import train
-from trainkit import checkpoint, files, rotation
-from trainkit.engine import Trainer
-from trainkit.errors import run_script
+from timm_mix.commands import train
+from timm_mix.train import files
+from timm_mix.train.checkpoints import content as checkpoint
+from timm_mix.train.checkpoints import folder as rotation
+from timm_mix.train.errors import run_script
+from timm_mix.train.loop.trainer import Trainer
 
 NET = ["--model", "wrn16_2", "--model-kwargs", "depth=10", "widen_factor=1"]
 MIXMO = ["--task", "mixmo", "--model", "mixmo", "--model-kwargs", "backbone=wrn16_2", "depth=10", "widen_factor=1"]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-import benchmark
 import demo
+from timm_mix.commands import benchmark
 from timm_mix.functional.mixmo import plan_mixmo
-from trainkit.plots import plot_mixed_inputs
+from timm_mix.lab.pictures.plots import plot_mixed_inputs
 
 # older releases of matplotlib speak an older dialect of pyparsing
 pytestmark = pytest.mark.filterwarnings("ignore:'.*' deprecated - use '.*':DeprecationWarning")

@@ -1,38 +1,33 @@
 """The layers of the package: imports go one way."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "timm_mix"
-# what each layer may import of this package, besides itself
+PAPERS = {"functional", "places", "version"}
+SEATS = {*PAPERS, "models", "mixers", "tasks", "metrics", "views"}
+OUTSIDE = {*SEATS, "card", "convert", "hub", "drop_in"}
+# what each room may import of this package, besides itself
 ALLOWED = {
-    "functional": set(),
-    "models": {"functional"},
-    "mixers": {"functional"},
-    "tasks": {"functional", "models", "mixers"},
-    "metrics": {"functional", "models"},
-    "card": {"functional", "models", "_methods"},
-    "_methods": set(),
-    "convert": {
-        *("functional", "models"),
-        *("_official_mixmo", "_official_openmixup", "_official_recursivemix", "_official_splitnet"),
-    },
-    "_official_mixmo": set(),
-    "_official_openmixup": set(),
-    "_official_recursivemix": set(),
-    "_official_splitnet": set(),
-    "hub": {"functional", "models", "tasks", "mixers", "metrics", "_hub_errors", "_pull", "_push", "_release"},
-    "_hub_errors": set(),
-    "_pull": {"_hub_errors", "version"},
-    "_release": {"_short_card", "card"},
-    "_short_card": {"card"},
-    "_remote": {"_hub_errors", "version"},
-    "_push": {"_hub_errors", "_release", "_remote", "_short_card"},
-    "drop_in": {"_drop_in", "tasks", "mixers", "models", "functional"},
-    "_drop_in": {"tasks", "mixers", "models", "functional"},
     "version": set(),
+    "places": set(),
+    "functional": set(),
+    "models": PAPERS,
+    "mixers": PAPERS,
+    "tasks": {*PAPERS, "models", "mixers"},
+    "metrics": {*PAPERS, "models"},
+    "card": {*PAPERS, "models"},
+    "convert": {*PAPERS, "models"},
+    "hub": SEATS | {"card"},
+    "drop_in": SEATS,
+    "train": OUTSIDE,
+    "lab": {*OUTSIDE, "train"},
+    "commands": {*OUTSIDE, "train", "lab"},
+    "__main__": {"commands", "train", "version"},
 }
 
 
@@ -55,6 +50,35 @@ def test_imports_go_one_way(path):
         if name.startswith("timm_mix."):
             other = name.split(".")[1]
             assert other == layer or other in ALLOWED[layer], f"{layer} must not import {other}"
+
+
+def _names(path):
+    """Every name of this package that a file imports, in full."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_room_reaches_into_the_private_names_of_another(path):
+    """Below a folder its own private files may be imported, from nowhere else."""
+    package = ["timm_mix", *path.relative_to(ROOT).parts[:-1]]
+    for name in _names(path):
+        parts = name.split(".")
+        if parts[0] != "timm_mix":
+            continue
+        private = next((i for i, part in enumerate(parts) if part.startswith("_") and not part.startswith("__")), None)
+        if private is not None:
+            assert package[:private] == parts[:private], f"{path.name} imports {name}, which belongs to another room"
+
+
+def test_importing_the_package_imports_neither_the_trainer_nor_its_libraries():
+    heavy = ("accelerate", "matplotlib", "torchmetrics", "timm_mix.train", "timm_mix.lab", "timm_mix.commands")
+    code = f"import sys, timm_mix; print(sorted(set(sys.modules) & set({heavy!r})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("[!_]*_cifar.py")), ids=lambda p: p.name)

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from registry import save_weights
+from support.registry import save_weights
 
 try:
     import tomllib

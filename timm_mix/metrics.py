@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_mix.models._members import reduce_members
+from timm_mix.models import reduce_members
 
 __all__ = [
     "Bins",

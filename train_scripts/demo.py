@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import timm_mix
+from timm_mix.commands.train import main as train
 from timm_mix.hub import save_pretrained
+from timm_mix.lab.pictures.plots import plot_curves, plot_mixed_inputs
 from timm_mix.metrics import MemberMetrics, Scores
-from train import main as train
-from trainkit.build import build_data
-from trainkit.config import Config, parse_config
-from trainkit.errors import run_script
-from trainkit.plots import plot_curves, plot_mixed_inputs
-from trainkit.transforms import create_transform
+from timm_mix.train.data.transforms import create_transform
+from timm_mix.train.errors import run_script
+from timm_mix.train.loop.build import build_data
+from timm_mix.train.settings.config import Config, parse_config
 
 RECIPE = Path(__file__).parent / "recipes" / "digits" / "mixmo_wrn16_2_m2.yaml"
 # Runs in a process of its own: it loads the folded network without timm_mix and writes its logits. Backbones that timm

@@ -18,14 +18,14 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor
 
+from timm_mix.commands.train import main as train
 from timm_mix.functional.automix import mix_pairs
-from train import main as train
-from trainkit.build import build_data, build_model, build_task, data_config_of
-from trainkit.checkpoint import read_checkpoint
-from trainkit.config import Config, parse_config
-from trainkit.errors import UsageError, run_script, user_errors
-from trainkit.mix_plots import draw_images, plot_automix_masks
-from trainkit.settings import Parser
+from timm_mix.lab.pictures.mix_plots import draw_images, plot_automix_masks
+from timm_mix.train.checkpoints.content import read_checkpoint
+from timm_mix.train.errors import UsageError, run_script, user_errors
+from timm_mix.train.loop.build import build_data, build_model, build_task, data_config_of
+from timm_mix.train.settings.config import Config, parse_config
+from timm_mix.train.settings.text import Parser
 
 LAMS = (0.0, 0.3, 0.7, 1.0)
 RECIPE = Path(__file__).parent / "recipes" / "digits" / "automix_wrn16_2.yaml"

@@ -15,9 +15,9 @@ import torch
 
 from timm_mix.functional.masks import FAMILIES, INTERVALS, draw_boxes, draw_intervals
 from timm_mix.functional.mixmo import MixMoPlan, member_masks, plan_mixmo
-from trainkit.errors import UsageError, run_script
-from trainkit.plots import plot_mask_families
-from trainkit.settings import Parser
+from timm_mix.lab.pictures.plots import plot_mask_families
+from timm_mix.train.errors import UsageError, run_script
+from timm_mix.train.settings.text import Parser
 
 KAPPAS = (0.2, 0.5, 0.8)
 DRAWS = 3

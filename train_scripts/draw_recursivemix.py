@@ -22,11 +22,11 @@ from timm_mix.functional.recursivemix import (
     plan_recursivemix,
     recursive_targets,
 )
-from trainkit.build import build_data
-from trainkit.config import Config
-from trainkit.errors import UsageError, run_script, user_errors
-from trainkit.mix_plots import ChainStep, draw_images, plot_recursive_chain
-from trainkit.settings import Parser
+from timm_mix.lab.pictures.mix_plots import ChainStep, draw_images, plot_recursive_chain
+from timm_mix.train.errors import UsageError, run_script, user_errors
+from timm_mix.train.loop.build import build_data
+from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.text import Parser
 
 
 def chain_of(images: Tensor, alpha: float, resize: str, *, rng: np.random.Generator) -> list[ChainStep]:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mix
-from timm_mix.models._divide_cifar import ARCHS
+from timm_mix.models.divide.cifar import ARCHS
 
 TABLE = json.loads(Path(__file__).with_name("splitnet_cifar.json").read_text())["networks"]
 

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from timm_mix.models import splitnet
-from timm_mix.models._one_part import Elsewhere
+from timm_mix.models.parts.one_part import Elsewhere
 
 KWARGS = {"backbone": "wrn16_2", "depth": 10, "widen_factor": 1, "split": 3, "num_classes": 7, "divide": False}
 

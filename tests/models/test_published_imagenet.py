@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mix
-from timm_mix.models import _divide_imagenet, resnet_e, resnexst, se_resnet
+from timm_mix.models import resnet_e, resnexst, se_resnet
+from timm_mix.models.divide import imagenet
 
 TABLE = json.loads(Path(__file__).with_name("splitnet_imagenet.json").read_text())["nets"]
 SIZES = [(arch, int(split), *row) for arch, rows in TABLE.items() for split, row in rows.items()]
@@ -66,7 +67,7 @@ def test_the_released_networks_cost_the_same_at_their_own_resolution(name, size,
 
 def test_every_published_network_is_registered_whole_and_in_2_and_4_parts():
     names = set(TABLE) - TIMM_HAS
-    assert set(_divide_imagenet.NAMES) == names
+    assert set(imagenet.NAMES) == names
     for name in names:
         assert timm.get_pretrained_cfg(name).first_conv == "conv1.0"
         for split in (2, 4):
@@ -303,7 +304,7 @@ def test_a_divided_network_reloads_from_its_config(tmp_path):
 
 
 def test_images_are_fed_as_published():
-    for name in _divide_imagenet.NAMES:
+    for name in imagenet.NAMES:
         cfg = timm.get_pretrained_cfg(name)
         assert (cfg.input_size, cfg.interpolation, cfg.num_classes) == ((3, 224, 224), "bicubic", 1000)
         assert not cfg.has_weights

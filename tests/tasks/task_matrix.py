@@ -13,8 +13,8 @@ from typing import Any
 import timm
 import torch
 import torch.distributed as dist
-from processes import fork, free_ports, place
 from small_nets import NETS, K
+from support.processes import fork, free_ports, place
 from torch.nn.parallel import DistributedDataParallel
 
 import timm_mix

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import timm_mix
 from timm_mix.tasks._base import soft_criterion
-from timm_mix.tasks._mixer import MixerTask
+from timm_mix.tasks.mixer import MixerTask
 
 
 def _task(criterion=None, mixer="cutmix", mixer_settings=None, **settings):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import finish, start
+from support.processes import finish, start
 from task_matrix import COLUMNS, RANKS, ROWS, STEPS, batch_of, make_task, optimizer_of, train
 from torch.nn import functional as F
 

@@ -15,20 +15,26 @@ from timm_mix.models import (  # isort: skip
     wide_resnet_cifar,
 )
 from timm_mix.models import mixmo, splitnet
-from timm_mix.models._pretrained import register_weights
+from timm_mix.models._members import prefix_matcher, reduce_members
+from timm_mix.models._pretrained import hub_id, is_declared, register_weights, shipped_folder
 
 __all__ = [
     "densenet_cifar",
     "efficientnet_published",
+    "hub_id",
+    "is_declared",
     "mixmo",
     "narrow",
     "preact_resnet_cifar",
+    "prefix_matcher",
     "pyramidnet_cifar",
+    "reduce_members",
     "resnet_cifar",
     "resnet_e",
     "resnexst",
     "se_resnet",
     "shake_shake_cifar",
+    "shipped_folder",
     "splitnet",
     "wide_resnet_cifar",
 ]

@@ -18,6 +18,8 @@ from typing import Any, Callable, Dict, List, Optional
 from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, model_entrypoint, register_model
 from torch import nn
 
+from timm_mix.places import shipped
+
 __all__ = ["ORGANISATION", "TAGS", "hub_id", "is_declared", "register_weights", "shipped_folder", "untrained_cfg"]
 
 _logger = logging.getLogger(__name__)
@@ -36,14 +38,12 @@ TAGS: Dict[str, List[str]] = {
     ],
 }
 
-_PACKAGE = Path(__file__).resolve().parents[1]
 _FIELDS = {field.name for field in fields(PretrainedCfg)}
 
 
 def shipped_folder() -> Path:
     """Where the weights lie: in the checkout, else in the installed package."""
-    checkout = _PACKAGE.parent / "model_cards" / "weights"
-    return checkout if checkout.is_dir() else _PACKAGE / "_weights"
+    return shipped("model_cards/weights", "_weights")
 
 
 def is_declared(name: str) -> bool:

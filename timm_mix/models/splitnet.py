@@ -13,9 +13,6 @@ from timm.models._input import update_model_args
 from torch import nn
 
 from timm_mix.models._backbone import backbone_cfg, build_backbone, check_count, features_cfg
-from timm_mix.models._concurrent import concurrent_parts
-from timm_mix.models._divide_cifar import ARCHS as CIFAR_ARCHS
-from timm_mix.models._divide_imagenet import NAMES as IMAGENET_ARCHS
 from timm_mix.models._entrypoints import register_table
 from timm_mix.models._members import (
     check_ensemble,
@@ -25,8 +22,11 @@ from timm_mix.models._members import (
     select_member,
     split_channels,
 )
-from timm_mix.models._one_part import build_parts
 from timm_mix.models.divide import divide as divided_kwargs
+from timm_mix.models.divide.cifar import ARCHS as CIFAR_ARCHS
+from timm_mix.models.divide.imagenet import NAMES as IMAGENET_ARCHS
+from timm_mix.models.parts.concurrent import concurrent_parts
+from timm_mix.models.parts.one_part import build_parts
 
 __all__ = ["SplitNet"]
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from timm_mix.tasks._base import MemberTask, MixingTask
+from timm_mix.tasks._two_heads import stage_of_reduction
 from timm_mix.tasks.automix import AutoMixTask
 from timm_mix.tasks.cotraining import CoTrainingTask
 from timm_mix.tasks.manifoldmixup import ManifoldMixupTask
@@ -23,6 +24,7 @@ __all__ = [
     "MixingTask",
     "RecursiveMixTask",
     "create_task",
+    "stage_of_reduction",
     "task_settings",
 ]
 

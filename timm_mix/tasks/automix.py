@@ -24,7 +24,7 @@ from timm_mix.functional.automix import (
     momentum_at,
     plan_automix,
 )
-from timm_mix.models._members import prefix_matcher
+from timm_mix.models import prefix_matcher
 from timm_mix.tasks._base import MixingTask, check_unwrapped, names_without_decay
 from timm_mix.tasks._early_gradient import Taken, in_float16, take_gradient, with_gradient
 from timm_mix.tasks._mix_block import MixBlock, SAMixBlock

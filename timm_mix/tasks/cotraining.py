@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets
 from timm_mix.functional.splitnet import DIVERGENCES, cotraining_weight, plan_shared_mixup
-from timm_mix.models._members import reduce_members
+from timm_mix.models import reduce_members
 from timm_mix.tasks._base import MemberTask, soft_criterion
 from timm_mix.tasks.member_parallel import check_member_group, gather_members
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from timm_mix.functional.mixmo import MixMoPlan, binary_probability, member_masks, member_weights, plan_mixmo
 from timm_mix.functional.msda import MsdaPlan, kept_labels, kept_pixels, plan_msda
-from timm_mix.models._members import reduce_members
+from timm_mix.models import reduce_members
 from timm_mix.tasks._base import MemberTask, per_sample_loss
 
 __all__ = ["MixMoTask"]

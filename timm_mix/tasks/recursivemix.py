@@ -16,7 +16,7 @@ from timm_mix.functional.recursivemix import (
     recursive_targets,
     region_consistency,
 )
-from timm_mix.models._members import prefix_matcher
+from timm_mix.models import prefix_matcher
 from timm_mix.tasks._base import MixingTask, check_unwrapped, names_without_decay, soft_criterion
 from timm_mix.tasks._region import check_feature_map, feature_map, region_logits, region_vector
 

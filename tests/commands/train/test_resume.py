@@ -1,0 +1,95 @@
+"""train.py resumes a run exactly, repeats it by seed and keeps its best epoch."""
+
+import pytest
+from script_runs import (
+    TASKS,
+    TRAIN,
+    VIT,
+    _stop,
+    assert_equal_tensors,
+    assert_same_run,
+    checkpoint,
+    figures,
+    reloaded,
+)
+
+from timm_mix.train.loop.trainer import Trainer
+
+
+@pytest.mark.parametrize(
+    ("task", "workers", "place"),
+    [
+        ("mixmo", 0, "after an epoch"),
+        ("mixmo", 2, "after an epoch"),
+        ("mixmo", 0, "in an epoch"),
+        ("cotraining", 0, "after an epoch"),
+        ("classification", 2, "in an epoch"),
+        ("recursivemix", 0, "after an epoch"),
+        ("automix", 0, "after an epoch"),
+        ("manifoldmixup", 0, "in an epoch"),
+    ],
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(task, workers, place, run, interrupted, tmp_path):
+    # every source of chance: mixing, order, crops, flips, erasing, dropout
+    flags = ["--task", task, *TASKS[task], "--drop", "0.3", "--reprob", "0.5", "--workers", str(workers)]
+    flags += ["--epochs", "3", "--model-ema", "--model-ema-decay", "0.9", "--warmup-epochs", "1", "--resume", "auto"]
+    whole = run(*flags, name="whole")
+    interrupted(place, *flags)
+    assert checkpoint(tmp_path / "run")["progress"]["epoch"] == 1
+    assert not (tmp_path / "run" / "model").exists()
+    results = run(*flags)
+
+    assert [figures(row) for row in results["epochs"]] == [figures(row) for row in whole["epochs"]]
+    assert (results["last"], results["best"]) == (whole["last"], whole["best"])
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_equal_tensors(reloaded(tmp_path / "whole").state_dict(), reloaded(tmp_path / "run").state_dict())
+
+
+def test_a_finished_run_that_is_resumed_trains_no_further(run, monkeypatch, tmp_path):
+    flags = ["--task", "mixmo", *TASKS["mixmo"], "--resume", "auto"]
+    first = run(*flags)
+    weights = checkpoint(tmp_path / "run")["state_dict"]
+    monkeypatch.setattr(Trainer, "_update", _stop)
+    again = run(*flags)
+    assert again["epochs"] == first["epochs"]
+    assert_equal_tensors(reloaded(tmp_path / "run").state_dict(), weights)
+
+
+def test_a_run_that_replaces_another_one_says_so(run, tmp_path, capsys):
+    flags = ["--task", "mixmo", *TASKS["mixmo"]]
+    run(*flags)
+    assert capsys.readouterr().err == ""
+    run(*flags)
+    line = f"warning: {tmp_path / 'run'} has a run, which this one replaces; --resume auto would go on with it\n"
+    assert capsys.readouterr().err == line
+    run(*flags, "--resume", "auto")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_finished_checkpoint_of_another_folder_is_published(run, tmp_path):
+    flags = ["--task", "mixmo", *TASKS["mixmo"]]
+    run(*flags, name="first")
+    run(*flags, "--resume", str(tmp_path / "first" / "checkpoints" / "last.pt"), name="second")
+    weights = [reloaded(tmp_path / name).state_dict() for name in ("first", "second")]
+    assert_equal_tensors(*weights)
+
+
+def test_seeds_give_different_runs_and_one_seed_the_same(run):
+    flags = ["--task", "mixmo", *TASKS["mixmo"]]
+    losses = [run(*flags, "--seed", seed)["epochs"][0]["train"]["loss"] for seed in ("1", "1", "2")]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(("tops", "best"), [((50.0, 80.0, 60.0), 1), ((50.0, 80.0, 80.0), None)])
+def test_best_is_one_epoch_in_results_checkpoint_and_model(tops, best, run, recorded, monkeypatch, tmp_path):
+    top = iter(tops)
+    monkeypatch.setattr(
+        Trainer, "_evaluate", lambda *_: {"ensemble": {"top1": next(top), "top5": 100.0, "nll": 1.0, "count": 7}}
+    )
+    results = run(*VIT, "--epochs", "3", "--export", "best")
+    saved = checkpoint(tmp_path / "run", "best")
+    epochs = saved["progress"]["epoch"]  # that are done
+    assert results["best"]["epoch"] == epochs - 1
+    assert best in (None, epochs - 1)  # of two equal epochs either may be the best, but only one
+    assert_equal_tensors(recorded[epochs * (TRAIN // 8) - 1], saved["state_dict"])
+    assert_equal_tensors(reloaded(tmp_path / "run").state_dict(), saved["state_dict"])

@@ -1,0 +1,26 @@
+"""Model cards: from the figures of a results file to the text that lies beside the weights."""
+
+from timm_mix.card.full import (
+    LICENCES,
+    RELEASE,
+    THIS_FOLDER,
+    SourceFacts,
+    check_license,
+    file_hash,
+    make_card,
+    make_converted_card,
+)
+from timm_mix.card.methods import METHODS, Method
+
+__all__ = [
+    "LICENCES",
+    "METHODS",
+    "RELEASE",
+    "THIS_FOLDER",
+    "Method",
+    "SourceFacts",
+    "check_license",
+    "file_hash",
+    "make_card",
+    "make_converted_card",
+]

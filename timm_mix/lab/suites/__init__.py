@@ -1,0 +1,1 @@
+"""Suites: recipes x seeds, run, compared and put into one table."""

@@ -1,0 +1,237 @@
+"""The runs of a suite as child processes: what is there of each, and train.py for what is missing.
+
+A run's folder holds what train.py writes there, `recipe.yaml` (its settings; train.py runs it by hand, too) and
+`train.log` (what it printed, all attempts one after the other).
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from timm_mix.lab.suites.plan import Run
+from timm_mix.train.data.sources import is_stream
+from timm_mix.train.errors import Stopped, UsageError, user_errors
+from timm_mix.train.files import write_whole
+from timm_mix.train.settings.config import Config, load_recipe
+
+__all__ = ["Failure", "Progress", "locked", "progress_of", "run_all"]
+
+TRAIN = (sys.executable, "-m", "timm_mix", "train")
+POLL_SECONDS = 0.1
+# change nothing of what comes out (workers: but for a stream)
+_FREE = (
+    *("output", "experiment", "resume", "pin_mem", "workers"),
+    *("checkpoint_interval", "checkpoint_hist", "tracker", "log_interval"),
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is there of a run: finished epochs, and the content of results.json (None before the first epoch ends)."""
+
+    epochs: int
+    results: dict[str, Any] | None
+
+    @property
+    def done(self) -> bool:
+        return self.results is not None and self.epochs == self.results.get("total_epochs")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not end well; `reason` is one line."""
+
+    run: Run
+    reason: str
+
+
+def progress_of(run: Run) -> Progress:
+    """Read how far a run has come.
+
+    Raises:
+        UsageError: what is there was made with other settings, or results.json is none.
+    """
+    results = _read_results(run.folder / "results.json")
+    if results is not None:
+        _check_same(run, results["config"])
+        return Progress(len(results["epochs"]), results)
+    recipe = run.folder / "recipe.yaml"
+    if (run.folder / "checkpoints").exists() and recipe.is_file():
+        _check_same(run, _plain(Config(**load_recipe(recipe))))
+    return Progress(0, None)
+
+
+def run_all(
+    runs: Sequence[Run],
+    *,
+    jobs: int = 1,
+    threads: int = 1,
+    finished: Callable[[Run, Progress | Failure], object] = lambda run, outcome: None,
+    started: Callable[[Run], object] = lambda run: None,
+    train: Sequence[str] = TRAIN,
+) -> list[Failure]:
+    """Run train.py on each, `jobs` at a time, resuming what was cut; returns those that failed.
+
+    SIGINT and SIGTERM are passed on to the children, which save what they have.
+
+    Args:
+        threads: of each child. A figure's last bits depend on it.
+        finished, started: called with every run that ends or begins.
+        train: the command; `--config recipe.yaml --resume auto` is added.
+    Raises:
+        Stopped: SIGINT or SIGTERM came, and the children have ended.
+        UsageError: a run's folder cannot be written.
+    """
+    waiting, failures = deque(runs), list[Failure]()
+    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    with _caught_signals() as caught, _none_left_behind(running):
+        passed_on = 0
+        while running or (waiting and not caught):
+            while waiting and len(running) < jobs and not caught:
+                run = waiting.popleft()
+                running.append((run, _start(run, train, threads)))
+                started(run)
+            for number in caught[passed_on:]:
+                for _, child in running:
+                    child.send_signal(number)
+                passed_on += 1
+            ended = [(run, child) for run, child in running if child.poll() is not None]
+            for run, child in ended:
+                running.remove((run, child))
+                if not caught:
+                    outcome = _outcome(run, child.returncode)
+                    failures += [outcome] if isinstance(outcome, Failure) else []
+                    finished(run, outcome)
+            if not ended:
+                time.sleep(POLL_SECONDS)
+    if caught:
+        name = signal.Signals(caught[0]).name
+        raise Stopped(f"stopped by {name}; the same command goes on where each run was saved", caught[0])
+    return failures
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, also while a child that outlived its parent still writes there.
+
+    Raises:
+        UsageError: somebody is in there, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("wb")
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder} ({error.strerror}): give another --output") from None
+    with stream:
+        os.set_inheritable(stream.fileno(), True)  # the lock is let go when the last process that holds it ends
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"{folder} is in use by another compare.py, or by a run that one left behind: wait for it to end"
+            ) from None
+        yield
+
+
+def _start(run: Run, train: Sequence[str], threads: int) -> "subprocess.Popen[bytes]":
+    recipe = run.folder / "recipe.yaml"
+    header = f"# {run}, written by compare.py\n# command: python train_scripts/train.py --config {recipe}\n"
+    settings = json.loads(json.dumps(run.settings))  # yaml knows no tuples
+    text = header + yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+    with user_errors(f"write to {run.folder}"):
+        write_whole(recipe, lambda stream: stream.write(text.encode()))
+        log = open(run.folder / "train.log", "ab")  # noqa: SIM115
+    with log:
+        return subprocess.Popen(
+            [*train, "--config", str(recipe), "--resume", "auto"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            close_fds=False,  # it inherits the lock of the folder
+            start_new_session=True,  # Ctrl-C reaches it once, from here
+        )
+
+
+def _outcome(run: Run, status: int) -> Progress | Failure:
+    log = run.folder / "train.log"
+    if status:
+        told = log.read_text(errors="replace") if log.is_file() else ""  # somebody may have removed the folder
+        lines = [line.strip() for line in told.splitlines() if line.strip()]
+        last = f": {lines[-1][-200:]}" if lines else ""
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        return Failure(run, f"{how}{last}; see {log}")
+    try:
+        progress = progress_of(run)
+    except UsageError as error:
+        return Failure(run, str(error))
+    return progress if progress.done else Failure(run, f"ended after {progress.epochs} epochs; see {log}")
+
+
+@contextlib.contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """The signals that arrive meanwhile, in a list: the loop that reads it stops where nothing is half done."""
+    caught: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: caught.append(number))
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _none_left_behind(running: "list[tuple[Run, subprocess.Popen[bytes]]]") -> Iterator[None]:
+    """End the children when an error ends the loop over them."""
+    try:
+        yield
+    except BaseException:
+        for _, child in running:
+            child.terminate()
+        for _, child in running:
+            child.wait()
+        raise
+
+
+def _read_results(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert {"config", "epochs", "data", "model"} <= set(results)
+    except (OSError, ValueError, TypeError, AssertionError):
+        raise UsageError(f"{path} is no results file of train.py: remove it, or give another --output") from None
+    return results
+
+
+def _check_same(run: Run, made_with: dict[str, Any]) -> None:
+    """A setting that the file lacks is younger than the run, which had its default."""
+    wanted, default = _plain(run.config), _plain(Config())
+    for name, value in wanted.items():
+        before = made_with.get(name, default[name])
+        free = name in _FREE and not (name == "workers" and is_stream(run.config.dataset))
+        if not free and before != value:
+            raise UsageError(
+                f"{run.folder} was made with {name}={before}, the suite wants {value}: "
+                "remove that folder, or give another --output"
+            )
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """As json has it: lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

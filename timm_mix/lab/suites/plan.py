@@ -1,0 +1,232 @@
+"""Suites: which recipes `compare.py` runs with which seeds, from a yaml file.
+
+    seeds: [0, 1, 2]
+    baseline: vanilla           # the method that the others are compared to; may be left out
+    data: {images: 1437, classes: 10}           # training images; for the predicted cost, may be left out
+    settings: {epochs: 4}       # of every run, over its recipe
+    methods:
+      - recipe: ../recipes/digits/vanilla_wrn16_2.yaml      # beside the suite file; may be left out
+        name: vanilla           # default: the file's name
+      - recipe: ../recipes/digits/vanilla_wrn16_2.yaml
+        name: mixup
+        settings: {mixup: 0.2}  # of this method, over those above
+      - recipe: ../recipes/cifar100/*_b4.yaml       # a pattern: one method per file
+        baseline: mixup         # another baseline for these
+
+Settings of a dict type (`mix`, `model_kwargs`) are merged key by key, as train.py's flags are; an empty
+one (`model_kwargs: {}`, beside another `model`) drops what the recipe has.
+"""
+
+import difflib
+import glob
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm_mix.places import shipped
+from timm_mix.tasks import task_settings
+from timm_mix.train.errors import UsageError, check_keys
+from timm_mix.train.settings.config import Config, load_recipe
+from timm_mix.train.settings.text import check_settings, read_yaml
+
+__all__ = ["SUITES", "Method", "Run", "Suite", "find_suite", "load_suite"]
+
+SUITES = shipped("train_scripts/suites", "_suites")
+_KEYS = ("seeds", "baseline", "data", "settings", "methods")
+_METHOD_KEYS = ("recipe", "name", "baseline", "settings")
+_DATA_KEYS = ("images", "classes")
+_OF_THE_HARNESS = ("seed", "output", "experiment", "resume")  # it sets them itself, run by run
+_NAME = re.compile(r"\w[\w.+-]*")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings under a name; `baseline` is another method's name, or None."""
+
+    name: str
+    settings: dict[str, Any]
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: a method with a seed. `settings` are those that differ from train.py's defaults."""
+
+    method: str
+    settings: dict[str, Any]
+
+    @property
+    def config(self) -> Config:
+        return Config(**self.settings)
+
+    @property
+    def seed(self) -> int:
+        return self.settings["seed"]
+
+    @property
+    def folder(self) -> Path:
+        return self.config.folder
+
+    def __str__(self) -> str:
+        return f"{self.method} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Methods x seeds. `images` and `classes` of the training data are None where the file does not say."""
+
+    name: str
+    seeds: tuple[int, ...]
+    methods: tuple[Method, ...]
+    images: int | None = None
+    classes: int | None = None
+
+    def runs(self, output: Path) -> list[Run]:
+        """Every run, seed by seed, in the folder `output/<method>/seed<seed>`.
+
+        Raises:
+            UsageError: settings that do not go together.
+        """
+        found = []
+        for seed in self.seeds:
+            for method in self.methods:
+                place = {"output": str(output / method.name), "experiment": f"seed{seed}"}
+                found.append(Run(method.name, {**method.settings, "seed": seed, **place}))
+        return found
+
+
+def find_suite(name: str) -> Path:
+    """The file of a suite: a path as it is, or the name of one that stands in `suites/`."""
+    if Path(name).suffix or len(Path(name).parts) > 1:
+        return Path(name)
+    known = sorted(path.stem for path in SUITES.glob("*.yaml"))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"give a file, or one of {', '.join(known)}"
+        raise UsageError(f"no suite {name!r}; {hint}")
+    return SUITES / f"{name}.yaml"
+
+
+def load_suite(path: Path, *, seeds: Sequence[int] | None = None, settings: Mapping[str, Any] | None = None) -> Suite:
+    """Read a suite and check it, its recipes and every method's settings.
+
+    Args:
+        seeds: instead of the file's.
+        settings: of every run, over those of the file.
+    Raises:
+        UsageError: no such file, an unknown key, a value of the wrong type, settings that do not go together.
+    """
+    where = f"suite {path}"
+    content = _mapping(where, read_yaml("suite", path), _KEYS)
+    over = _settings("--set", settings or {})
+    shared = _settings(f"{where}: settings", content.get("settings", {}))
+    data = _mapping(f"{where}: data", content.get("data", {}), _DATA_KEYS)
+    for key, value in data.items():
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{where}: data: {key} must be an integer >= 1, got {value!r}")
+    entries = content.get("methods")
+    if not isinstance(entries, list) or not entries:
+        raise UsageError(f"{where}: methods must be a list of at least one method, got {entries!r}")
+    methods: list[Method] = []
+    for number, entry in enumerate(entries, 1):
+        of_entry = f"{where}: method {number}"
+        entry = {"baseline": content.get("baseline"), **_mapping(of_entry, entry, _METHOD_KEYS)}
+        methods += _methods(of_entry, path.parent, entry, shared, over)
+    _check_names(where, methods)
+    return Suite(
+        path.stem, _seeds(where, content.get("seeds", [0]) if seeds is None else seeds), tuple(methods), **data
+    )
+
+
+def _methods(
+    where: str, folder: Path, entry: dict[str, Any], shared: dict[str, Any], over: dict[str, Any]
+) -> list[Method]:
+    """The methods of one entry: one, or one per recipe that its pattern finds."""
+    own = _settings(f"{where}: settings", entry.get("settings", {}))
+    name, recipe, baseline = entry.get("name"), entry.get("recipe"), entry["baseline"]
+    for key, value in (("name", name), ("recipe", recipe), ("baseline", baseline)):
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{where}: {key} must be text, got {value!r}")
+    if recipe is None and name is None:
+        raise UsageError(f"{where} has neither a recipe nor a name: give one")
+    files: list[Path | None] = [None] if recipe is None else [*_recipes(where, folder, recipe)]
+    if len(files) > 1 and name is not None:
+        raise UsageError(f"{where} has the name {name!r} and {len(files)} recipes: drop the name, or name one recipe")
+    methods = []
+    for file in files:
+        called = name or typing.cast(Path, file).stem
+        if not _NAME.fullmatch(called):
+            raise UsageError(f"{where}: a name is made of letters, digits and . _ + -, got {called!r}")
+        settings = load_recipe(file) if file else {}
+        for more in (shared, own, over):
+            settings = _merged(settings, more)
+        settings = {key: value for key, value in settings.items() if key not in _OF_THE_HARNESS}
+        _check_together(f"{where} ({called})", settings)
+        methods.append(Method(called, settings, baseline if baseline != called else None))
+    return methods
+
+
+def _recipes(where: str, folder: Path, pattern: str) -> list[Path]:
+    if not glob.has_magic(pattern):
+        return [folder / pattern]
+    found = sorted(glob.glob(str(folder / pattern)))
+    if not found:
+        raise UsageError(f"{where}: no recipe is called {folder / pattern}")
+    return [Path(path) for path in found]
+
+
+def _settings(where: str, content: Any) -> dict[str, Any]:
+    settings = check_settings(where, content, Config)
+    for key in _OF_THE_HARNESS:
+        if key in settings:
+            raise UsageError(f"{where}: {key} differs from run to run and is set by compare.py; drop it")
+    return settings
+
+
+def _check_together(where: str, settings: dict[str, Any]) -> None:
+    try:
+        config = Config(**settings)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    if config.task != "classification":
+        known = task_settings(config.task)
+        check_keys(f"{where}: mix", config.mix, known, f"task {config.task} has {', '.join(sorted(known))}")
+
+
+def _check_names(where: str, methods: Sequence[Method]) -> None:
+    names = [method.name for method in methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{where} has {names.count(name)} methods called {name!r}: give each a name of its own")
+    for method in methods:
+        if method.baseline is not None and method.baseline not in names:
+            near = difflib.get_close_matches(method.baseline, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "name one of its methods"
+            raise UsageError(f"{where}: the baseline {method.baseline!r} is none of its methods; {hint}")
+
+
+def _merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """`more` over `settings`; dicts are merged key by key, an empty one drops what was there."""
+    both = {
+        key: {**settings[key], **value}
+        for key, value in more.items()
+        if value and isinstance(value, dict) and isinstance(settings.get(key), dict)
+    }
+    return {**settings, **more, **both}
+
+
+def _mapping(where: str, content: Any, known: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise UsageError(f"{where} must be a mapping, got {type(content).__name__}")
+    check_keys(where, content, known, f"known are {', '.join(known)}")
+    return content
+
+
+def _seeds(where: str, seeds: Any) -> tuple[int, ...]:
+    right = isinstance(seeds, list | tuple) and len(seeds) > 0 and all(type(s) is int and s >= 0 for s in seeds)
+    if not right or len(set(seeds)) < len(seeds):
+        raise UsageError(f"{where}: seeds must be a list of different integers >= 0, got {seeds!r}")
+    return tuple(seeds)

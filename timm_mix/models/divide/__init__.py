@@ -1,0 +1,5 @@
+"""Division rules: (architecture, S) -> the timm keyword arguments of one part; a file per family."""
+
+from timm_mix.models.divide.rules import divide
+
+__all__ = ["divide"]

@@ -1,0 +1,1 @@
+"""What a checkpoint holds, and the folder that keeps the newest ones."""

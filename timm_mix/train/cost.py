@@ -1,0 +1,155 @@
+"""What a recipe will cost: its iterations, and its time relative to plain training of the same network.
+
+    iterations = epochs * steps per epoch,    steps per epoch = images // (processes * batch_size / b)
+    time       = b * (FLOPs of a step / FLOPs of the plain network's step)
+
+b is the number of copies of an image per batch, FLOPs those of forward and backward. The plain network trains with
+b = 1 for as many epochs, with the same batch on the same machine. This is a prediction, not a measurement: FLOPs count
+convolutions, matrix products and attention, but no elementwise work, and the time of loading images is not in it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from timm_mix.models.splitnet import SplitNet
+from timm_mix.tasks import stage_of_reduction
+from timm_mix.tasks.automix import BLOCKS
+from timm_mix.train.loop.build import data_config_of
+from timm_mix.train.settings.config import Config
+
+__all__ = ["Cost", "predict_cost", "steps_per_epoch"]
+
+_OF_THE_WRAPPER = {"backbone", "members", "split", "divide", "ensemble"}  # the rest goes to the network itself
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted cost of a run; `network` is the plain one that `relative_time` compares with, nan if it is unknown.
+
+    `batch_flops` are those of one training step, forward and backward.
+    """
+
+    steps_per_epoch: int
+    epochs: int
+    network: str
+    relative_time: float
+    batch_flops: float = math.nan
+
+    @property
+    def iterations(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def flops(self) -> float:
+        """Of all training steps in one process."""
+        return self.iterations * self.batch_flops
+
+    def __str__(self) -> str:
+        count = f"{self.iterations:,} iterations ({self.steps_per_epoch:,} per epoch)"
+        if math.isnan(self.relative_time):
+            return f"{count}, relative time unknown"
+        return f"{count}, {self.relative_time:.2f} x the time of plain {self.network}"
+
+
+def predict_cost(config: Config, *, num_classes: int, steps_per_epoch: int, epochs: int | None = None) -> Cost:
+    """Cost of a recipe.
+
+    Args:
+        num_classes: of the data.
+        steps_per_epoch: batches, not updates; `steps_per_epoch` below where there is no loader to ask.
+        epochs: with the schedule's cool-down; default: the recipe's.
+    """
+    try:
+        network, plain, ratio = _step_flops(config, num_classes)
+    except Exception:  # a network that cannot be built or run without data must not keep anyone from training it
+        network, plain, ratio = config.model, 0, math.nan
+    flops = config.batch_size * ratio * plain
+    return Cost(steps_per_epoch, epochs or config.epochs, network, config.batch_repeats * ratio, flops)
+
+
+def steps_per_epoch(config: Config, num_images: int, processes: int = 1) -> int:
+    """Batches of an epoch: each shows batch_size / b images per process, and a short last one is left out."""
+    return num_images // (processes * (config.batch_size // config.batch_repeats))
+
+
+def _step_flops(config: Config, num_classes: int) -> tuple[str, int, float]:
+    """The plain network behind the model, its FLOPs for one image, and the model's step over the plain one's."""
+    shared = {"num_classes": num_classes, "in_chans": config.in_chans}
+    model: Any = _on_meta(config.model, **shared, **config.model_kwargs)
+    name = getattr(model, "backbone", None)
+    size = tuple(data_config_of(config, model)["input_size"])
+    image = torch.empty(1, *size, device="meta")
+    if not isinstance(name, str) or not hasattr(model, "num_members"):  # a plain network
+        plain = _count_flops(model, image)
+        return config.model, plain, _automix_ratio(config, model, image, plain) if config.task == "automix" else 1.0
+    kwargs = {key: value for key, value in config.model_kwargs.items() if key not in _OF_THE_WRAPPER}
+    plain = _count_flops(_on_meta(name, **shared, **kwargs), image)
+    if isinstance(model, SplitNet):  # its parts are alike
+        return name, plain, model.num_members * _count_flops(model.subnets[0], image) / plain
+    members = image[:, None].expand(-1, model.num_members, -1, -1, -1)
+    inputs = {"masks": _masks(model, size)} if hasattr(model, "stem_shape") else {}
+    return name, plain, _count_flops(model, members, return_members=True, **inputs) / plain
+
+
+def _automix_ratio(config: Config, model: Any, image: Tensor, plain: int) -> float:
+    """Passes of AutoMix's step: q twice, k once without weight gradients, k's features up to the masks' stage, and the
+    Mix Block forward for q's masks and, where it learns, forward and backward for its own.
+    """
+    stage, channels = stage_of_reduction(model, config.mix.get("reduction", 16))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        maps = model.forward_intermediates(image, indices=[stage], intermediates_only=True, stop_early=True)[0]
+    features = counter.get_total_flops()
+    share = 1 / config.mix.get("block_every", 1)  # of the steps in which the Mix Block learns
+    learning = (1 - config.mix.get("switch_off", 0.0)) * share
+    shown = config.mix.get("one_hot_prob", 1.0) * config.mix.get("one_hot_share", 1.0)
+    passes = 1 + shown + 2 / 3 * learning
+    return passes + (features + (1 + 3 * share) * _block_flops(config, maps, channels, tuple(image.shape[1:]))) / plain
+
+
+def _block_flops(config: Config, maps: Tensor, channels: int, size: tuple[int, ...]) -> int:
+    """One forward pass of the Mix Block."""
+    with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:  # meta knows no autocast
+        block = BLOCKS[config.mix.get("block", "automix")](channels, **config.mix.get("block_kwargs", {}))
+        block(torch.empty(maps.shape), torch.zeros(1, dtype=torch.long), 0.5, size[1:])
+    return counter.get_total_flops()
+
+
+def _on_meta(name: str, **kwargs: Any) -> nn.Module:
+    """The network without its weights: it has shapes only and computes nothing."""
+    return timm.create_model(name, device="meta", **kwargs).train()
+
+
+def _masks(model: Any, size: tuple[int, ...]) -> Tensor:
+    return torch.empty(1, model.num_members, 1, *model.stem_shape(size[1:])[1:], device="meta")
+
+
+def _count_flops(model: nn.Module, *inputs: Tensor, **kwargs: Any) -> int:
+    """Forward and backward."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # counts for nothing, takes most of the time on meta
+            module.forward = _nothing  # type: ignore[method-assign, assignment]
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward}) as counter:
+        model(*inputs, **kwargs).sum().backward()
+    return counter.get_total_flops()
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x
+
+
+def _backward(grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """The gradients of input and weight cost as much as the forward pass, each.
+
+    torch's own formula forgets that the weight of a grouped convolution meets only its group's channels.
+    """
+    transposed, wanted = args[4], args[7]
+    places = (x if transposed else grad)[2:]
+    return 2 * grad[0] * math.prod(places) * math.prod(weight) * sum(wanted[:2])

@@ -1,0 +1,87 @@
+"""One line for a mistake of the user."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+
+__all__ = ["Stopped", "UsageError", "check_keys", "nearest", "run_script", "user_errors"]
+
+_CAUSED_BY_SETTINGS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    OSError,
+    ImportError,
+    SafetensorError,  # a torn file of weights
+)
+
+
+class UsageError(ValueError):
+    """A mistake of the user; scripts print it as one line and exit with 2."""
+
+
+class Stopped(Exception):  # noqa: N818 - nothing is wrong with the run
+    """A signal ended a run that has been saved; scripts print it as one line and exit with 128 + its number."""
+
+    def __init__(self, line: str, number: int):
+        super().__init__(line)
+        self.status = 128 + number
+
+
+@contextmanager
+def user_errors(what: str) -> Iterator[None]:
+    """Turn what a library raises over a setting into a UsageError: "cannot <what>: <reason>"."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except _CAUSED_BY_SETTINGS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"cannot {what}: {reason}") from error
+
+
+def check_keys(where: str, keys: Iterable[object], known: Collection[str], otherwise: str) -> None:
+    """An unknown key is a UsageError with the nearest known one, or with `otherwise` where none is near."""
+    for key in keys:
+        if key not in known:
+            raise UsageError(f"{where} has an unknown key {key!r}; {nearest(str(key), known) or otherwise}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What a wrong word may have meant, as a question; empty where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run a script's main; a UsageError becomes one line on stderr and exit status 2, Stopped its own status.
+
+    Who reads the output may leave (`| head`): the script ends then, with 141 as the shell's own tools.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except UsageError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except Stopped as stopped:
+        _say(str(stopped))
+        sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(141)
+
+
+def _say(line: str) -> None:
+    """From one process only."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, file=sys.stderr)

@@ -1,0 +1,34 @@
+"""matplotlib without a screen, and pictures that are either whole or not there."""
+
+from pathlib import Path
+from typing import Any
+
+from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.files import write_whole
+
+__all__ = ["PALETTE", "open_pyplot", "save_figure"]
+
+# Okabe and Ito's colours, told apart by colour-blind readers; yellow comes last, it is pale on white
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+
+
+def open_pyplot() -> Any:
+    """matplotlib.pyplot.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UsageError("pictures need matplotlib, which is not installed: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    with user_errors(f"write {path}"):
+        write_whole(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
+    open_pyplot().close(figure)

@@ -1,0 +1,222 @@
+"""What an evaluation needs: the images, the model with its weights, and how the model wants its images."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.models import clean_state_dict, is_model_pretrained
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+import timm_mix  # noqa: F401  (registers the models)
+from timm_mix.train.checkpoints.content import read_checkpoint
+from timm_mix.train.data.loaders import class_names, open_dataset
+from timm_mix.train.data.transforms import create_transform
+from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.evaluate.held_back import held_back, open_held_back
+from timm_mix.train.evaluate.settings import ValidateConfig
+from timm_mix.train.loop.build import build_model, data_config_of
+from timm_mix.train.settings.config import Config
+
+__all__ = ["Subject", "fold", "open_images", "open_subject", "pixel_transform"]
+
+_OWN_CONFIG = ("local-dir:", "hf-hub:", "hf_hub:")  # such a name brings the weights, too
+_FROM_RUN = (
+    *("model", "model_kwargs", "num_classes", "in_chans", "img_size", "mean", "std", "interpolation", "crop_pct"),
+    "aug",
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with weights, and how it wants its images.
+
+    settings: as a run of train.py would have them.
+    data_config: what timm's resolve_data_config gives, with the settings on top.
+    weights: where they come from.
+    """
+
+    model: nn.Module
+    settings: Config
+    data_config: dict[str, Any]
+    num_classes: int
+    weights: str
+
+    @property
+    def architecture(self) -> str:
+        return str(self.model.pretrained_cfg.get("architecture") or self.settings.model)  # type: ignore[operator,union-attr]
+
+    @property
+    def mode(self) -> str:
+        """PIL mode of its images."""
+        return "L" if self.data_config["input_size"][0] == 1 else "RGB"
+
+
+def open_images(config: ValidateConfig) -> tuple[Dataset, list[str] | None]:
+    """The images, and the names of their classes where the data set has them.
+
+    Raises:
+        UsageError: what `open_dataset` raises, a stream, no image, or a single class.
+    """
+    dataset = _open(config)
+    if isinstance(dataset, IterableDataset):
+        raise UsageError(
+            f"an evaluation reads its images by index, got the streamed data set {config.dataset!r}; take a folder, a "
+            "tar, torch/ or hfds/ data set"
+        )
+    names = class_names(dataset)
+    if len(dataset) < 2:  # type: ignore[arg-type]
+        raise UsageError(
+            f"an evaluation needs at least 2 images, got {len(dataset)}; give another --split"  # type: ignore[arg-type]
+        )
+    if names is not None and len(names) < 2:
+        raise UsageError(
+            f"an evaluation needs at least 2 classes, the data have 1 ({names[0]}); give all class folders"
+        )
+    return dataset, names
+
+
+def _open(config: ValidateConfig) -> Dataset:
+    wanted = held_back(config)
+    if wanted is not None:
+        return open_held_back(config, wanted)
+    shared: dict[str, Any] = {"class_map": config.class_map, "download": config.dataset_download}
+    return open_dataset(config.dataset, config.data_dir, config.split, batch_size=config.batch_size, **shared)
+
+
+def open_subject(config: ValidateConfig, names: list[str] | None) -> Subject:
+    """The model of the command line with its weights; `names` are the data's classes.
+
+    Raises:
+        UsageError: no such model or file, no weights, or other classes than the data's.
+    """
+    content = read_checkpoint(_existing(config.checkpoint)) if config.checkpoint else None
+    settings = _settings(config, content)
+    state, weights = _weights(config, content)
+    classes = settings.num_classes
+    if content is not None:
+        classes = _classes_of(settings, state) or classes
+    elif classes is None and not settings.pretrained and names is not None:
+        classes = len(names)
+    model: Any = build_model(settings, classes)
+    _load(model, state, config.checkpoint)
+    _check_classes(model, names, settings.model)
+    data_config = data_config_of(settings, model)
+    return Subject(model, settings, data_config, model.num_classes, weights)
+
+
+def fold(subject: Subject) -> nn.Module:
+    """The folded network.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    if not hasattr(subject.model, "fold"):
+        raise UsageError(f"--fold is for mixmo models, got {subject.settings.model}; drop it")
+    with user_errors(f"fold {subject.settings.model}"):
+        return subject.model.fold()  # type: ignore[operator]
+
+
+def pixel_transform(subject: Subject) -> Callable[[Image.Image], Tensor]:
+    """PIL image -> [C, H, W] in [0, 1]: the evaluation transform without its normalisation."""
+    channels = subject.data_config["input_size"][0]
+    plain = {**subject.data_config, "mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return create_transform(subject.settings.aug, plain, training=False)
+
+
+def _settings(config: ValidateConfig, content: dict[str, Any] | None) -> Config:
+    """The run's own settings where a checkpoint has them, with the command line's on top."""
+    known = {spec.name for spec in dataclasses.fields(Config)}
+    run = content["config"] if content is not None else {}
+    settings = {name: run[name] for name in _FROM_RUN if name in run and name in known}
+    name = config.model
+    if (Path(name) / "model" / "config.json").is_file() and not (Path(name) / "config.json").exists():
+        raise UsageError(f"--model wants a saved model's folder, {name} holds one: give {Path(name) / 'model'}")
+    if name != config.checkpoint:
+        if settings and settings.get("model") != name:
+            settings.pop("model_kwargs", None)
+        settings["model"] = f"local-dir:{name}" if Path(name).is_dir() else name
+    settings["pretrained"] = content is None and (config.pretrained or _brings_weights(settings["model"]))
+    settings["model_kwargs"] = {**settings.get("model_kwargs", {}), **config.model_kwargs}
+    settings["initial_checkpoint"] = config.initial_checkpoint
+    if config.num_classes is not None:
+        settings["num_classes"] = config.num_classes
+    with user_errors("use the checkpoint's settings"):
+        return Config(**{**settings, **config.like_training})
+
+
+def _weights(config: ValidateConfig, content: dict[str, Any] | None) -> tuple[dict[str, Tensor] | None, str]:
+    """The state dict to load, and where the weights come from."""
+    if content is not None:
+        key = "state_dict_ema" if config.use_ema and "state_dict_ema" in content else "state_dict"
+        return clean_state_dict(content[key]), f"{key} of {config.checkpoint}"
+    if config.initial_checkpoint:
+        return None, str(_existing(config.initial_checkpoint))
+    if Path(config.model).is_dir() or _brings_weights(config.model):
+        return None, config.model
+    if config.pretrained:
+        return None, "published"
+    raise UsageError(
+        f"{config.model} needs weights to evaluate: give --checkpoint, --initial-checkpoint or --pretrained, or "
+        "--model with a saved model's folder or a checkpoint"
+    )
+
+
+def _brings_weights(name: str) -> bool:
+    """A saved model, one on the Hub, or <architecture>.<tag>."""
+    return name.startswith(_OWN_CONFIG) or ("." in name and is_model_pretrained(name))
+
+
+def _existing(file: str) -> Path:
+    if not Path(file).is_file():
+        raise UsageError(f"the weights must be a file, {file} is none; correct the path")
+    return Path(file)
+
+
+def _classes_of(settings: Config, state: dict[str, Tensor] | None) -> int | None:
+    """The number of classes of a state dict, by the head's name in the model's pretrained_cfg."""
+    with torch.device("meta"):
+        model: Any = build_model(settings, None, device="meta")
+    heads = model.pretrained_cfg.get("classifier") or ()
+    head = heads if isinstance(heads, str) else next(iter(heads), "")
+    weight = (state or {}).get(f"{head}.weight")
+    return None if weight is None else len(weight)
+
+
+def _load(model: nn.Module, state: dict[str, Tensor] | None, file: str | None) -> None:
+    if state is None:
+        return
+    missing, unexpected = sorted(set(model.state_dict()) - set(state)), sorted(set(state) - set(model.state_dict()))
+    if missing or unexpected:
+        odd = f"it lacks {missing[0]}" if missing else f"it has {unexpected[0]}, which the model lacks"
+        raise UsageError(f"checkpoint {file} does not fit the model: {odd}; give the --model of its run")
+    for name, tensor in model.state_dict().items():
+        if tensor.shape != state[name].shape:
+            raise UsageError(
+                f"checkpoint {file} does not fit the model: {name} is {list(state[name].shape)}, wanted "
+                f"{list(tensor.shape)}; give the --model and --model-kwargs of its run"
+            )
+    model.load_state_dict(state)
+
+
+def _check_classes(model: Any, names: list[str] | None, name: str) -> None:
+    classes = model.num_classes
+    if classes < 2:
+        raise UsageError(f"an evaluation needs a classifier of at least 2 classes, {name} has {classes}")
+    if names is None:
+        return
+    if classes != len(names):
+        raise UsageError(
+            f"model and data must have the same classes, {name} has {classes}, the data have {len(names)}; give its "
+            "own data, or a --class-map"
+        )
+    own = model.pretrained_cfg.get("label_names")
+    if own is not None and sorted(own) == sorted(names) and list(own) != list(names):
+        raise UsageError(
+            f"model and data number their classes differently, class 0 is {own[0]!r} and {names[0]!r}; give a "
+            "--class-map in the model's order"
+        )

@@ -1,0 +1,78 @@
+"""Files that are either whole or not there."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from timm_mix.train.errors import UsageError
+
+__all__ = ["check_folder", "link_whole", "write_json", "write_whole"]
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write to a temporary name beside `path`, sync, rename, sync the folder.
+
+    On failure the old file stays as it was. A process that is killed leaves a file `.NAME.*`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+        _sync_folder(path.parent)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def check_folder(folder: Path, flag: str = "--output") -> None:
+    """What cannot be written at the end is an error at the beginning; nothing is left there.
+
+    Raises:
+        UsageError: the folder cannot be made, or nothing be written into it.
+    """
+    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not present.is_dir():
+        raise UsageError(f"the folder {folder} cannot be made, {present} is a file: give another {flag}")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=present):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder} ({error.strerror or error}): give another {flag}") from error
+
+
+def link_whole(source: Path, target: Path) -> None:
+    """A second name for a file, which takes no space; a copy where the file system has no hard links."""
+    scratch = target.parent / f".{target.name}.{os.getpid()}"
+    scratch.unlink(missing_ok=True)
+    try:
+        os.link(source, scratch)
+    except OSError:
+        with source.open("rb") as stream:
+            write_whole(target, lambda copy: shutil.copyfileobj(stream, copy))
+        return
+    os.replace(scratch, target)
+    scratch.unlink(missing_ok=True)  # rename does nothing with two names of one file
+    _sync_folder(target.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda stream: stream.write(text.encode()))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Only then does the name survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Fine-tuning: a new head on trained weights, and what stays frozen."""

@@ -1,0 +1,79 @@
+"""The Mix Block's own parameter groups: its learning rate, momentum and final learning rate (task automix)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from timm_mix.train.errors import UsageError
+from timm_mix.train.settings.config import Config
+
+__all__ = ["BlockSchedule", "GroupsOf", "own_block_group"]
+
+MARK = "mix_block"  # key of the groups that hold the Mix Block
+
+
+def own_block_group(config: Config, optimizer: torch.optim.Optimizer, net: Any) -> None:
+    """Move the Mix Block's parameters into groups of their own, where the recipe has settings for it.
+
+    Whether they are decayed, and how much, stays as it was; a scale of the learning rate by depth does not.
+
+    Args:
+        net: what is trained; its `block` is the Mix Block.
+    Raises:
+        UsageError: block_momentum with an optimizer that has none.
+    """
+    if config.block_lr is None and config.block_min_lr is None and config.block_momentum is None:
+        return
+    block: nn.Module = net.block
+    members = {id(p) for p in block.parameters()}
+    for group in list(optimizer.param_groups):
+        own = {MARK: True, "lr": config.lr if config.block_lr is None else config.block_lr}
+        if config.block_momentum is not None:
+            if "momentum" not in group:
+                raise UsageError(f"block_momentum needs an optimizer with momentum, got opt {config.opt}; drop it")
+            own["momentum"] = config.block_momentum
+        theirs = {key: value for key, value in group.items() if key not in ("params", "lr_scale", *own)}
+        moved = [p for p in group["params"] if id(p) in members]
+        group["params"] = [p for p in group["params"] if id(p) not in members]
+        if moved:
+            optimizer.add_param_group({"params": moved, **theirs, **own})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+class GroupsOf:
+    """The groups of an optimizer that hold the Mix Block, or the others: all that a schedule of timm's sees of one.
+
+    They are looked up anew each time: loading a state replaces them.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, block: bool):
+        self.optimizer = optimizer
+        self.block = block
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.optimizer.param_groups if group.get(MARK, False) == self.block]
+
+
+class BlockSchedule:
+    """Two schedules that go together: timm's have one floor for all groups, the Mix Block has its own."""
+
+    def __init__(self, network: Any, block: Any):
+        self.network = network
+        self.block = block
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        self.network.step(epoch, metric)
+        self.block.step(epoch, metric)
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        self.network.step_update(num_updates, metric)
+        self.block.step_update(num_updates, metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "block": self.block.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.block.load_state_dict(state["block"])

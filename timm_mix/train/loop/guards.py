@@ -1,0 +1,143 @@
+"""What a run refuses: to go on with figures that are not finite, or with another recipe or data than it began with."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from timm_mix.train.data.sources import is_stream
+from timm_mix.train.errors import UsageError
+from timm_mix.train.loop.signals import Agreement
+from timm_mix.train.settings.config import Config
+
+__all__ = ["LossGuard", "check_classes", "check_run"]
+
+# settings that do not change what is learnt: where, how fast and how loudly a run works (workers: but for a stream)
+FREE = {
+    *("workers", "pin_mem", "data_dir", "dataset_download", "validation_batch_size", "pretrained"),
+    *("initial_checkpoint", "grad_checkpointing", "channels_last", "torchcompile", "cpu", "member_parallel"),
+    *("output", "experiment", "resume", "log_interval", "export", "tracker", "checkpoint_interval", "checkpoint_hist"),
+    *("deterministic", "check_images"),
+}
+ADVICE = "try a lower --lr, --clip-grad 1, a longer --warmup-epochs, or without --amp"
+
+
+class LossGuard:
+    """Notices a loss or weights that are not finite.
+
+    The losses stay on their device until `check`: a step waits for nothing.
+    """
+
+    def __init__(self, agreement: Agreement):
+        self.agreement = agreement
+        self.last_finite: float | None = None
+        self._pending: list[tuple[int, Tensor]] = []
+
+    def __len__(self) -> int:
+        """Updates since the last check."""
+        return len(self._pending)
+
+    def see(self, update: int, loss: Tensor) -> None:
+        """loss: of this update (counted from 0), a detached scalar."""
+        self._pending.append((update, loss))
+
+    def check(self, module: nn.Module | None = None) -> None:
+        """All processes call this together; `module`: whose weights are looked at, too.
+
+        Raises:
+            UsageError: on all processes, when something is not finite on one.
+        """
+        update, value = self._first_bad_loss()
+        bad_weights = int(module is not None and not _all_finite(module))
+        largest = self.agreement.largest(max(int(update is not None) * 2, bad_weights))
+        if not largest:
+            return
+        if update is not None:
+            what = f"the loss of update {update + 1} is {value}"
+        elif largest == 2:
+            what = "the loss is not finite on another process"
+        else:
+            what = "the loss is finite, but the weights are not"
+        last = "none" if self.last_finite is None else f"{self.last_finite:.4g}"
+        raise UsageError(f"{what} (last finite loss: {last}); {ADVICE}")
+
+    def _first_bad_loss(self) -> tuple[int | None, float]:
+        pending, self._pending = self._pending, []
+        values = torch.stack([loss.float() for _, loss in pending]).tolist() if pending else []
+        for (update, _), value in zip(pending, values, strict=True):
+            if not math.isfinite(value):
+                return update, value
+            self.last_finite = value
+        return None, math.nan
+
+
+def check_run(
+    path: Path, made_with: dict[str, Any], config: Config, made_on: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """
+    Args:
+        made_with: the settings that the checkpoint was made with; one that it does not have had its default.
+        made_on, facts: what is countable about data and processes, then and now, by its name.
+    Raises:
+        UsageError: a setting that changes what is learnt, or a number, is another one now; one line names all of them.
+    """
+    given = dataclasses.asdict(config)
+    free = FREE - {"workers"} if is_stream(config.dataset) else FREE
+    pairs = [
+        (f"{spec.name}={made_with.get(spec.name, _default(spec))}", f"{spec.name}={given[spec.name]}")
+        for spec in dataclasses.fields(config)
+        if spec.name not in free and made_with.get(spec.name, _default(spec)) != given[spec.name]
+    ]
+    pairs += [
+        (f"{made_on[name]} {name}", f"{now} {name}") for name, now in facts.items() if made_on.get(name, now) != now
+    ]
+    if pairs:
+        was, now = (", ".join(column) for column in zip(*pairs, strict=True))
+        raise UsageError(f"{path} was made with {was}, got {now}; resume with the same, or start anew (--experiment)")
+
+
+def check_classes(model: nn.Module, num_classes: int, **splits: Dataset) -> None:
+    """
+    Args:
+        num_classes: of the data.
+        splits: datasets by their names; one that does not list its labels is not looked at.
+    Raises:
+        UsageError: the model has another number of classes, or a label lies outside them.
+    """
+    predicted = getattr(model, "num_classes", num_classes)
+    if predicted != num_classes:
+        raise UsageError(f"the model must predict the {num_classes} classes of the data, got {predicted}; set the same")
+    for name, dataset in splits.items():
+        labels = _labels(dataset)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+            raise UsageError(
+                f"the labels of the {name} data must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}; "
+                "correct --num-classes or the class map"
+            )
+
+
+def _labels(dataset: Any) -> np.ndarray:
+    """As a dataset lists them (torchvision, digits), or its reader (timm); empty where they are not listed."""
+    reader = getattr(dataset, "reader", None)
+    for holder in (dataset, reader):
+        for name in ("targets", "labels"):
+            if getattr(holder, name, None) is not None:
+                return np.asarray(getattr(holder, name))
+    samples = getattr(reader, "samples", None)
+    pairs = samples if isinstance(samples, list) and samples and isinstance(samples[0], tuple) else []
+    return np.array([pair[1] for pair in pairs])
+
+
+def _default(spec: dataclasses.Field) -> Any:
+    return spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
+
+
+@torch.no_grad()
+def _all_finite(module: nn.Module) -> bool:
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.numel()]
+    return bool(torch.stack([t.isfinite().all() for t in tensors]).all())

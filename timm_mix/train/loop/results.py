@@ -1,0 +1,85 @@
+"""results.json: what was run, where, and every figure that came out."""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from timm_mix.places import PACKAGE
+from timm_mix.train.settings.config import Config
+from timm_mix.version import __version__
+
+__all__ = ["checkout_commit", "describe_machine", "describe_results", "score"]
+
+ROOT = PACKAGE.parent  # of the checkout
+
+_PACKAGES = ("timm", "torch", "torchvision", "accelerate", "huggingface_hub", "safetensors", "numpy")
+
+
+def describe_machine(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Hardware, versions and commit, as every results file states them."""
+    hardware: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "device": str(device.type),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(device)
+    versions = {"python": platform.python_version(), "timm_mix": __version__}  # a checkout may lie on the path only
+    for package in _PACKAGES:
+        versions[package] = importlib.metadata.version(package)
+    return {"hardware": hardware, "versions": versions, "commit": checkout_commit()}
+
+
+def checkout_commit() -> str | None:
+    """The commit of the checkout that these scripts lie in, with -dirty where files differ; None outside of one."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def describe_results(
+    config: Config, history: list[dict[str, Any]], about: dict[str, Any], machine: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of results.json after an epoch."""
+    best = max(history, key=score)  # the first of equals
+    return {
+        "command": sys.argv,
+        "config": dataclasses.asdict(config),
+        "seed": config.seed,
+        **machine,
+        **about,
+        "last": {"epoch": history[-1]["epoch"], **_published(history[-1])},
+        "best": {"epoch": best["epoch"], "chosen_on": "the validation split itself", **_published(best)},
+        "epochs": history,
+    }
+
+
+def score(row: dict[str, Any]) -> float:
+    """Top-1 by which epochs are compared: that of the weights that would be published."""
+    return _published(row)["ensemble"]["top1"]
+
+
+def _published(row: dict[str, Any]) -> dict[str, Any]:
+    """Figures of the weights that the run publishes: the averaged ones where there are."""
+    return row.get("eval_ema", row["eval"])
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

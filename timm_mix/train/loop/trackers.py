@@ -1,0 +1,101 @@
+"""Where the figures of every epoch go beside results.json: a csv file, TensorBoard, Weights & Biases, by Accelerate.
+
+A run that is resumed goes on in the same place, and what an epoch that is trained again had logged is not there twice.
+"""
+
+import csv
+import importlib.util
+import io
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, on_main_process
+
+from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.files import write_whole
+from timm_mix.train.settings.config import Config
+
+__all__ = ["CsvTracker", "figures_of", "start_tracker", "tracker_of"]
+
+_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "csv": ("csv",)}
+
+
+class CsvTracker(GeneralTracker):
+    """A row per epoch. The file is written anew every time, so that it is whole and has every epoch once."""
+
+    name = "csv"
+    requires_logging_directory = False
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, Any]] = {}
+
+    @property
+    def tracker(self) -> dict[int, dict[str, Any]]:
+        return self.rows
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        assert step is not None
+        self.rows[step] = values
+        text = io.StringIO()
+        columns = dict.fromkeys(name for row in self.rows.values() for name in row)
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows.values())
+        write_whole(self.path, lambda stream: stream.write(text.getvalue().encode()))
+
+
+def tracker_of(config: Config) -> Any:
+    """What Accelerator takes as `log_with`; None without a tracker.
+
+    Raises:
+        UsageError: the tracker's package is not installed.
+    """
+    if config.tracker is None:
+        return None
+    packages = _PACKAGES[config.tracker]
+    if not any(importlib.util.find_spec(package) for package in packages):
+        raise UsageError(f"--tracker {config.tracker} needs a package that is not installed: pip install {packages[0]}")
+    return CsvTracker(config.folder / "log.csv") if config.tracker == "csv" else config.tracker
+
+
+def start_tracker(accelerator: Accelerator, config: Config, history: list[dict[str, Any]]) -> None:
+    """Begin to log, or go on after the epochs of `history`; all processes call this together."""
+    if config.tracker is None:
+        return
+    settings: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": len(history)}}
+    if config.tracker == "wandb" and accelerator.is_main_process:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        name = config.folder.name
+        run = _wandb_run(config.folder / "wandb_run", anew=config.resume is None)
+        settings["wandb"] = {"id": run, "resume": "allow", "name": name, "dir": str(config.folder)}
+    project = "timm_mix" if config.tracker == "wandb" else config.tracker  # else a folder
+    with user_errors(f"start the tracker {config.tracker}"):
+        try:
+            accelerator.init_trackers(project, init_kwargs=settings)
+        except BaseException:
+            accelerator.trackers = []  # one that has not started cannot be finished
+            raise
+    if config.tracker == "csv":
+        rows = {row["epoch"]: figures_of(row) for row in history}
+        accelerator.get_tracker("csv", unwrap=True).update(rows)
+
+
+def figures_of(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A row of the history without nesting: eval/ensemble/top1, ..."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        flat |= figures_of(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _wandb_run(path: Path, *, anew: bool) -> str:
+    """The id under which W&B knows a run: that of an earlier start, if this one goes on with it."""
+    if anew or not path.is_file():
+        write_whole(path, lambda stream: stream.write(uuid.uuid4().hex.encode()))
+    return path.read_text()
