@@ -82,8 +82,8 @@ def _save_folded(ensemble: Any, folder: Path) -> Path:
 
 
 def _validation_set(config: Config, model: Any) -> tuple[Tensor, Tensor]:
-    dataset: Any = build_data(config).validation
-    dataset.transform = create_transform(config.aug, resolve_data_config({}, model=model), training=False)
+    dataset: Any = build_data(config.data, config.model, config.run.seed).validation
+    dataset.transform = create_transform(config.augment.aug, resolve_data_config({}, model=model), training=False)
     images, target = next(iter(DataLoader(dataset, batch_size=len(dataset))))
     return images, target
 
@@ -123,8 +123,10 @@ def _count(model: torch.nn.Module) -> int:
 def _draw(folder: Path, ensemble: Any, images: Tensor, target: Tensor, config: Config) -> None:
     """Six samples as the training task mixes them with its binary block."""
     cfg = ensemble.pretrained_cfg
-    settings = {**config.mix, "prob": 1.0}
-    task: Any = timm_mix.create_task("mixmo", ensemble, num_classes=ensemble.num_classes, seed=config.seed, **settings)
+    settings = {**config.task.mix, "prob": 1.0}
+    task: Any = timm_mix.create_task(
+        "mixmo", ensemble, num_classes=ensemble.num_classes, seed=config.run.seed, **settings
+    )
     plan = task.draw(images[:6])
     plot_mixed_inputs(
         folder / "mixed_inputs.png", images[:6], plan, torch.tensor(cfg["mean"]), torch.tensor(cfg["std"])

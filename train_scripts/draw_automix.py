@@ -8,7 +8,6 @@ python train_scripts/draw_automix.py --resume output/RUN/checkpoints/last.pt [--
 """
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,9 @@ def load_task(content: dict[str, Any], num_classes: int) -> Any:
     Raises:
         UsageError: a checkpoint of another task, or one that does not fit its own settings.
     """
-    config = dataclasses.replace(_settings_of(content), pretrained=False, initial_checkpoint=None, torchcompile=False)
-    task: Any = build_task(config, build_model(config, num_classes), num_classes, steps_per_epoch=1)
+    config = _settings_of(content).replace(pretrained=False, initial_checkpoint=None, torchcompile=False)
+    clock = {"epochs": config.optimise.epochs, "steps_per_epoch": 1, "seed": config.run.seed}
+    task: Any = build_task(config.task, build_model(config.model, num_classes), num_classes, **clock)
     with user_errors("load the checkpoint"):
         task.load_checkpoint_state(content["state_dict"], content["task_states"][0])
     task.follower.eval()
@@ -50,8 +50,8 @@ def _settings_of(content: dict[str, Any]) -> Config:
     """Of the run; settings that this version does not know had no part in the masks."""
     if content["config"].get("task") != "automix":
         raise UsageError(f"--resume wants a checkpoint of task automix, got task {content['config'].get('task')}")
-    known = {spec.name for spec in dataclasses.fields(Config)}
-    return Config(**{name: value for name, value in content["config"].items() if name in known})
+    known = Config.settings()
+    return Config.of(**{name: value for name, value in content["config"].items() if name in known})
 
 
 @torch.no_grad()
@@ -72,11 +72,11 @@ def _draw(args: argparse.Namespace) -> None:
     content = read_checkpoint(args.resume or _trained_on_digits())
     settings = _settings_of(content)
     given = {name: getattr(args, name) for name in ("dataset", "data_dir", "val_split")}
-    settings = dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})
-    data = build_data(settings)
+    settings = settings.replace(**{name: value for name, value in given.items() if value is not None})
+    data = build_data(settings.data, settings.model, settings.run.seed)
     task = load_task(content, data.num_classes)
-    data_config = data_config_of(settings, unwrap_model(task.get_eval_model()))
-    images = draw_images(data, settings.aug, data_config, 2 * args.pairs, np.random.default_rng(args.seed))
+    data_config = data_config_of(settings.model, unwrap_model(task.get_eval_model()))
+    images = draw_images(data, settings.augment.aug, data_config, 2 * args.pairs, np.random.default_rng(args.seed))
     partners = np.roll(np.arange(len(images)), args.pairs)
     mean, std = (torch.tensor(data_config[name])[:, None, None] for name in ("mean", "std"))
     pixels, rows = images * std + mean, slice(args.pairs)
@@ -84,9 +84,9 @@ def _draw(args: argparse.Namespace) -> None:
     mixed = {lam: mix_pairs(pixels, torch.from_numpy(partners), mask)[rows] for lam, mask in masks.items()}
     kept = {lam: mask[rows, 0] for lam, mask in masks.items()}
     title = (
-        f"Masks of the Mix Block ({settings.mix.get('block', 'automix')}, {settings.model}, after "
-        f"{content['progress']['epoch']} of {settings.epochs} epochs) for validation images of "
-        f"{settings.data_dir or settings.dataset}; white: the image, black: its partner"
+        f"Masks of the Mix Block ({settings.task.mix.get('block', 'automix')}, {settings.model.name}, after "
+        f"{content['progress']['epoch']} of {settings.optimise.epochs} epochs) for validation images of "
+        f"{settings.data.data_dir or settings.data.dataset}; white: the image, black: its partner"
     )
     plot_automix_masks(args.output, pixels[rows], pixels[partners][rows], kept, mixed, title)
 

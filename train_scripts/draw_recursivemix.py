@@ -25,7 +25,8 @@ from timm_mix.functional.recursivemix import (
 from timm_mix.lab.pictures.mix_plots import ChainStep, draw_images, plot_recursive_chain
 from timm_mix.train.errors import UsageError, run_script, user_errors
 from timm_mix.train.loop.build import build_data
-from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.data import DataSettings
+from timm_mix.train.settings.model import ModelSettings
 from timm_mix.train.settings.text import Parser
 
 
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.steps}, {args.places}, {args.img_size} and {args.seed}"
         )
     rng = np.random.default_rng(args.seed)
-    data = build_data(Config(dataset=args.dataset, data_dir=args.data_dir, val_split=args.val_split))
+    where = DataSettings(dataset=args.dataset, data_dir=args.data_dir, val_split=args.val_split)
+    data = build_data(where, ModelSettings(), args.seed)
     shape = (3, args.img_size, args.img_size)
     plain = {"input_size": shape, "mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bicubic"}
     images = draw_images(data, "none", plain, args.steps * args.places, rng)

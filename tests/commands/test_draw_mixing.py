@@ -100,13 +100,13 @@ def checkpoint(tmp_path):
 
     def write(task="automix", **mix):
         mix = {"reduction": 2, **mix} if task == "automix" else {}
-        config = Config(**SMALL, task=task, mix=mix, epochs=7)
-        model = timm.create_model(config.model, num_classes=10, **config.model_kwargs)
+        config = Config.of(**SMALL, task=task, mix=mix, epochs=7)
+        model = timm.create_model(config.model.name, num_classes=10, **config.model.model_kwargs)
         made = timm_mix.create_task("automix", model, num_classes=10, reduction=2, verbose=False)
         block = made.get_trainable_module().block
         torch.nn.init.normal_(block.value.weight)
         optimizer = torch.optim.SGD(made.get_trainable_module().parameters(), lr=0.1)
-        about = {"config": dataclasses.asdict(config), "progress": {"epoch": 1}, "facts": {}, "version": VERSION}
+        about = {"config": config.flat(), "progress": {"epoch": 1}, "facts": {}, "version": VERSION}
         path = tmp_path / "last.pt"
         with path.open("w+b") as stream:
             write_checkpoint({**collect(made, optimizer, None, None, {}), **about}, stream)

@@ -377,8 +377,8 @@ def test_the_scripts_build_a_checked_model_from_a_hub_id(hub, client, published)
     code = f"""
 import torch
 from timm_mix.train.loop.build import build_model
-from timm_mix.train.settings.config import Config
-settings = Config(model="hf-hub:alice/folded", pretrained=True)
+from timm_mix.train.settings.model import ModelSettings
+settings = ModelSettings(name="hf-hub:alice/folded", pretrained=True)
 assert list(build_model(settings, None, device="meta").state_dict()) == list(build_model(settings, None).state_dict())
 with torch.no_grad():
     result = build_model(settings, None).eval()({IMAGES}).tolist()

@@ -1,6 +1,5 @@
 """What the tests of suites share: a suite file from text, runs of it, and results as train.py writes them."""
 
-import dataclasses
 import json
 
 from timm_mix.lab.suites.plan import Method, Suite
@@ -20,10 +19,10 @@ def results_of(config, top1=50.0, nll=1.0, members=None, seconds=(1.0, 1.0), tot
     scores = {f"member_{i}": {**SCORES, "top1": value} for i, value in enumerate(members or [top1])}
     scores["ensemble"] = {**SCORES, "top1": top1, "nll": nll}
     return {
-        "config": dataclasses.asdict(config),
+        "config": config.flat(),
         "hardware": {"cpu": "a cpu", "threads": 1, "processes": 1},
         "versions": {"python": "3.11"},
-        "model": {"name": config.model, "parameters": 1234},
+        "model": {"name": config.model.name, "parameters": 1234},
         "data": {"train_images": 97, "validation_images": 7, "classes": 3},
         "steps_per_epoch": 13,
         "total_epochs": len(seconds) if total is None else total,
@@ -36,7 +35,7 @@ def results_of(config, top1=50.0, nll=1.0, members=None, seconds=(1.0, 1.0), tot
 def all_results(suite, figures):
     """`figures`: (method, seed) -> keywords of results_of."""
     settings = {method.name: method.settings for method in suite.methods}
-    return {key: results_of(Config(**settings[key[0]]), **figures[key]) for key in figures}
+    return {key: results_of(Config.of(**settings[key[0]]), **figures[key]) for key in figures}
 
 
 def write_results(run, **figures):

@@ -51,7 +51,7 @@ def test_the_trainer_case_compares_seconds_per_step(monkeypatch):
     seen = []
 
     def run(config):
-        seen.append(config.device_loader)
+        seen.append(config.data.device_loader)
         return {"steps_per_epoch": 4, "epochs": [{"train_seconds": 100.0}, {"train_seconds": 2.0}]}
 
     monkeypatch.setattr(loading, "run", run)

@@ -127,7 +127,7 @@ def test_a_foreign_results_file_is_refused(text, runs):
 def test_the_recipe_of_a_run_holds_its_settings(runs):
     run = changed(runs[0], mean=(0.5, 0.25, 0.1), lr=1e-5, aa=None, no_decay=("bias",), mix={"alpha": 2.0})
     run_all([run], train=fake(BADLY))
-    assert Config(**load_recipe(run.folder / "recipe.yaml")) == run.config
+    assert Config.of(**load_recipe(run.folder / "recipe.yaml")) == run.config
 
 
 def test_every_run_is_run_with_its_threads(runs):

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from support.recipe_files import ALL, DATA
+from support.settings import cost_of, task_of
 
 from timm_mix.lab.suites.plan import SUITES, find_suite, load_suite
-from timm_mix.train.cost import predict_cost, steps_per_epoch
+from timm_mix.train.cost import steps_per_epoch
 from timm_mix.train.errors import UsageError
-from timm_mix.train.loop.build import build_model, build_task
+from timm_mix.train.loop.build import build_model
 
 TASK_OF = {
     **dict.fromkeys(["mimo_m2_b2", "linear_mixmo_m2_b2", "cut_mixmo_m2_b2", "cut_mixmo_cutmix_m2_b2"], "MixMoTask"),
@@ -73,7 +74,7 @@ def test_runs_are_all_seeds_of_all_methods_each_in_its_folder(suite_file, tmp_pa
     suite = load_suite(suite_file("seeds: [3, 5]\nmethods: [{recipe: ../a.yaml}, {name: plain}]\n"))
     runs = suite.runs(tmp_path / "out")
     assert [str(run) for run in runs] == ["a seed 3", "plain seed 3", "a seed 5", "plain seed 5"]
-    assert [run.config.seed for run in runs] == [3, 3, 5, 5]  # whatever the recipe's seed is
+    assert [run.config.run.seed for run in runs] == [3, 3, 5, 5]  # whatever the recipe's seed is
     assert [run.folder.relative_to(tmp_path / "out") for run in runs] == [
         Path(name) for name in ("a/seed3", "plain/seed3", "a/seed5", "plain/seed5")
     ]
@@ -159,8 +160,8 @@ def test_the_published_suites_hold_every_recipe_of_their_data(name):
 def test_the_models_and_tasks_of_our_own_suites_can_be_built(name):
     suite = load_suite(find_suite(name), seeds=[0], settings={"model_kwargs": {"depth": 10}})
     for run in suite.runs(Path("output")):
-        model = build_model(run.config, suite.classes)
-        task = build_task(run.config, model, suite.classes, steps_per_epoch=7)
+        model = build_model(run.config.model, suite.classes)
+        task = task_of(run.config, model, suite.classes, steps_per_epoch=7)
         assert type(task).__name__ == TASK_OF.get(run.method, "ClassificationTask"), run
 
 
@@ -169,8 +170,8 @@ def test_the_header_of_the_h200_suite_states_its_cost():
     flops = 0.0
     for run in suite.runs(Path("output")):
         config = run.config
-        steps = steps_per_epoch(config, suite.images)
-        flops += predict_cost(config, num_classes=suite.classes, steps_per_epoch=steps).flops
+        steps = steps_per_epoch(config.data, suite.images)
+        flops += cost_of(config, num_classes=suite.classes, steps_per_epoch=steps).flops
     text = find_suite("cifar100_h200").read_text(encoding="utf-8")
     assert f"# cost: {flops:.3g} FLOPs for one seed" in text
     assert "deep_ensemble_2" in {method.name for method in suite.methods}

@@ -5,10 +5,11 @@ import math
 import pytest
 import timm
 import torch
+from support.settings import cost_of
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mix
-from timm_mix.train.cost import Cost, _count_flops, predict_cost, steps_per_epoch
+from timm_mix.train.cost import Cost, _count_flops, steps_per_epoch
 from timm_mix.train.data.sampler import EpochBatchSampler
 from timm_mix.train.settings.config import Config
 
@@ -16,20 +17,20 @@ SMALL = {"backbone": "wrn16_2", "depth": 10, "widen_factor": 1}
 
 
 def relative(model, repeats=1, num_classes=11, **model_kwargs):
-    config = Config(model=model, model_kwargs=model_kwargs, batch_repeats=repeats, epochs=7)
-    return predict_cost(config, num_classes=num_classes, steps_per_epoch=13).relative_time
+    config = Config.of(model=model, model_kwargs=model_kwargs, batch_repeats=repeats, epochs=7)
+    return cost_of(config, num_classes=num_classes, steps_per_epoch=13).relative_time
 
 
 @pytest.mark.parametrize(("batch", "repeats"), [(12, 1), (12, 2), (12, 4), (5, 1)])
 @pytest.mark.parametrize("processes", [1, 3])
 def test_steps_are_those_of_the_sampler(batch, repeats, processes):
     sampler = EpochBatchSampler(97, batch, repeats=repeats, world_size=processes)
-    config = Config(batch_size=batch, batch_repeats=repeats)
-    assert steps_per_epoch(config, 97, processes) == len(sampler)
+    config = Config.of(batch_size=batch, batch_repeats=repeats)
+    assert steps_per_epoch(config.data, 97, processes) == len(sampler)
 
 
 def test_iterations_are_all_epochs_with_the_cool_down():
-    cost = predict_cost(Config(model="wrn16_2", epochs=7), num_classes=3, steps_per_epoch=13, epochs=9)
+    cost = cost_of(Config.of(model="wrn16_2", epochs=7), num_classes=3, steps_per_epoch=13, epochs=9)
     assert (cost.iterations, cost.network, cost.relative_time) == (117, "wrn16_2", 1.0)
 
 
@@ -85,8 +86,8 @@ def test_whole_networks_side_by_side_cost_their_number():
 
 def test_the_size_of_the_images_is_the_recipes():
     sizes = [
-        predict_cost(
-            Config(model="mixmo", model_kwargs={**SMALL, "members": 2}, img_size=size),
+        cost_of(
+            Config.of(model="mixmo", model_kwargs={**SMALL, "members": 2}, img_size=size),
             num_classes=11,
             steps_per_epoch=1,
         ).relative_time
@@ -106,7 +107,7 @@ def test_counting_builds_no_weights_and_draws_no_chance(monkeypatch):
 
 
 def test_a_network_that_cannot_be_counted_is_said_so():
-    cost = predict_cost(Config(model="no_such_network", epochs=2), num_classes=3, steps_per_epoch=5)
+    cost = cost_of(Config.of(model="no_such_network", epochs=2), num_classes=3, steps_per_epoch=5)
     assert math.isnan(cost.relative_time)
     assert str(cost) == "10 iterations (5 per epoch), relative time unknown"
 
@@ -135,8 +136,8 @@ def test_the_mix_block_runs_forward_twice_and_backward_once():
 
 
 def automix(**mix):
-    config = Config(model="wrn16_2", task="automix", mix=mix)
-    return predict_cost(config, num_classes=10, steps_per_epoch=10).relative_time
+    config = Config.of(model="wrn16_2", task="automix", mix=mix)
+    return cost_of(config, num_classes=10, steps_per_epoch=10).relative_time
 
 
 def block_by_hand(lam_channel=1, channels=64, places=16 * 16):
@@ -153,8 +154,8 @@ def plain_flops():
 
 @pytest.mark.parametrize("task", ["recursivemix", "manifoldmixup"])
 def test_mixing_inputs_or_features_costs_nothing(task):
-    config = Config(model="wrn16_2", task=task)
-    assert predict_cost(config, num_classes=10, steps_per_epoch=10).relative_time == 1.0
+    config = Config.of(model="wrn16_2", task=task)
+    assert cost_of(config, num_classes=10, steps_per_epoch=10).relative_time == 1.0
 
 
 def test_counting_a_mix_block_draws_no_chance():

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("jobs", "threads"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be >= 1, got {getattr(args, name)}")
-    suite = load_suite(find_suite(args.suite), seeds=args.seeds, settings=parse_pairs("set", args.set))
+    suite = load_suite(find_suite(args.suite), seeds=args.seeds, settings=parse_pairs("--set", args.set))
     output = args.output or Path("output") / "compare" / suite.name
     runs = suite.runs(output)
     if args.dry_run:
@@ -147,9 +147,9 @@ def _plan(suite: Suite, runs: Sequence[Run]) -> str:
         state = "done" if progress.done else f"goes on after epoch {progress.epochs}" if progress.epochs else "to run"
         cost = ""
         if suite.images and suite.classes:
-            predicted = predict_cost(
-                config, num_classes=suite.classes, steps_per_epoch=steps_per_epoch(config, suite.images)
-            )
+            steps = steps_per_epoch(config.data, suite.images)
+            counts = {"num_classes": suite.classes, "steps_per_epoch": steps, "epochs": config.optimise.epochs}
+            predicted = predict_cost(config.model, config.task, config.data, **counts)
             cost = f", {predicted}, {predicted.flops:.3g} FLOPs"
             total += predicted.flops
         lines.append(f"{run}: {state}{cost}")

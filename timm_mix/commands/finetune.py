@@ -17,7 +17,8 @@ from typing import Any
 
 import huggingface_hub
 
-from timm_mix.train.finetune.plan import FinetuneConfig, make_task, open_data, prepare_model, settle
+from timm_mix.train.finetune.plan import make_task, open_data, prepare_model, settle
+from timm_mix.train.finetune.settings import FinetuneConfig
 from timm_mix.train.run import run
 from timm_mix.train.settings.config import parse_config
 
@@ -32,8 +33,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what the command line says; returns the content of results.json (on the main process)."""
     huggingface_hub.logging.set_verbosity_error()  # its retries would stand around the one line of an error
     config = settle(parse_config(argv, FinetuneConfig, ABOUT))
-    parts = {"open_data": open_data, "prepare_model": partial(prepare_model, config), "make_task": make_task}
-    results = run(config, **parts)
+    results = run(
+        config,
+        open_data=partial(open_data, config.data, config.model, config.finetune, config.run.seed),
+        prepare_model=partial(prepare_model, config.finetune, config.model),
+        make_task=make_task,
+    )
     if results:
         # a model card from `results` belongs here, beside the weights
         print(how_to_load(config), flush=True)

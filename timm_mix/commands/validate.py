@@ -29,11 +29,11 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what the command line says; returns the content of results.json (on the main process)."""
     config = parse_validate(argv)
-    _check_folder(Path(config.output))
+    _check_folder(Path(config.measured.output))
     open_pyplot()  # what cannot be drawn at the end is an error now
-    if config.corruptions_dir:
-        families_in(Path(config.corruptions_dir))
-    accelerator = create_accelerator(config.amp, config.amp_dtype, config.cpu)
+    if config.measured.corruptions_dir:
+        families_in(Path(config.measured.corruptions_dir))
+    accelerator = create_accelerator(config.model.amp, config.model.amp_dtype, config.model.cpu)
     try:
         return Evaluation(config, accelerator).run()
     finally:

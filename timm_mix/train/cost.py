@@ -9,7 +9,7 @@ convolutions, matrix products and attention, but no elementwise work, and the ti
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks import stage_of_reduction
 from timm_mix.tasks.automix import BLOCKS
 from timm_mix.train.loop.build import data_config_of
-from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.data import DataSettings
+from timm_mix.train.settings.model import ModelSettings
+from timm_mix.train.settings.task import TaskSettings
 
 __all__ = ["Cost", "predict_cost", "steps_per_epoch"]
 
@@ -59,38 +61,46 @@ class Cost:
         return f"{count}, {self.relative_time:.2f} x the time of plain {self.network}"
 
 
-def predict_cost(config: Config, *, num_classes: int, steps_per_epoch: int, epochs: int | None = None) -> Cost:
+def predict_cost(
+    model: ModelSettings,
+    task: TaskSettings,
+    images: DataSettings,
+    *,
+    num_classes: int,
+    steps_per_epoch: int,
+    epochs: int,
+) -> Cost:
     """Cost of a recipe.
 
     Args:
         num_classes: of the data.
         steps_per_epoch: batches, not updates; `steps_per_epoch` below where there is no loader to ask.
-        epochs: with the schedule's cool-down; default: the recipe's.
+        epochs: with the schedule's cool-down.
     """
     try:
-        network, plain, ratio = _step_flops(config, num_classes)
+        network, plain, ratio = _step_flops(model, task, num_classes)
     except Exception:  # a network that cannot be built or run without data must not keep anyone from training it
-        network, plain, ratio = config.model, 0, math.nan
-    flops = config.batch_size * ratio * plain
-    return Cost(steps_per_epoch, epochs or config.epochs, network, config.batch_repeats * ratio, flops)
+        network, plain, ratio = model.name, 0, math.nan
+    flops = images.batch_size * ratio * plain
+    return Cost(steps_per_epoch, epochs, network, images.batch_repeats * ratio, flops)
 
 
-def steps_per_epoch(config: Config, num_images: int, processes: int = 1) -> int:
+def steps_per_epoch(images: DataSettings, num_images: int, processes: int = 1) -> int:
     """Batches of an epoch: each shows batch_size / b images per process, and a short last one is left out."""
-    return num_images // (processes * (config.batch_size // config.batch_repeats))
+    return num_images // (processes * (images.batch_size // images.batch_repeats))
 
 
-def _step_flops(config: Config, num_classes: int) -> tuple[str, int, float]:
+def _step_flops(wanted: ModelSettings, task: TaskSettings, num_classes: int) -> tuple[str, int, float]:
     """The plain network behind the model, its FLOPs for one image, and the model's step over the plain one's."""
-    shared = {"num_classes": num_classes, "in_chans": config.in_chans}
-    model: Any = _on_meta(config.model, **shared, **config.model_kwargs)
+    shared = {"num_classes": num_classes, "in_chans": wanted.in_chans}
+    model: Any = _on_meta(wanted.name, **shared, **wanted.model_kwargs)
     name = getattr(model, "backbone", None)
-    size = tuple(data_config_of(config, model)["input_size"])
+    size = tuple(data_config_of(wanted, model)["input_size"])
     image = torch.empty(1, *size, device="meta")
     if not isinstance(name, str) or not hasattr(model, "num_members"):  # a plain network
         plain = _count_flops(model, image)
-        return config.model, plain, _automix_ratio(config, model, image, plain) if config.task == "automix" else 1.0
-    kwargs = {key: value for key, value in config.model_kwargs.items() if key not in _OF_THE_WRAPPER}
+        return wanted.name, plain, _automix_ratio(task.mix, model, image, plain) if task.name == "automix" else 1.0
+    kwargs = {key: value for key, value in wanted.model_kwargs.items() if key not in _OF_THE_WRAPPER}
     plain = _count_flops(_on_meta(name, **shared, **kwargs), image)
     if isinstance(model, SplitNet):  # its parts are alike
         return name, plain, model.num_members * _count_flops(model.subnets[0], image) / plain
@@ -99,25 +109,25 @@ def _step_flops(config: Config, num_classes: int) -> tuple[str, int, float]:
     return name, plain, _count_flops(model, members, return_members=True, **inputs) / plain
 
 
-def _automix_ratio(config: Config, model: Any, image: Tensor, plain: int) -> float:
+def _automix_ratio(mix: Mapping[str, Any], model: Any, image: Tensor, plain: int) -> float:
     """Passes of AutoMix's step: q twice, k once without weight gradients, k's features up to the masks' stage, and the
     Mix Block forward for q's masks and, where it learns, forward and backward for its own.
     """
-    stage, channels = stage_of_reduction(model, config.mix.get("reduction", 16))
+    stage, channels = stage_of_reduction(model, mix.get("reduction", 16))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         maps = model.forward_intermediates(image, indices=[stage], intermediates_only=True, stop_early=True)[0]
     features = counter.get_total_flops()
-    share = 1 / config.mix.get("block_every", 1)  # of the steps in which the Mix Block learns
-    learning = (1 - config.mix.get("switch_off", 0.0)) * share
-    shown = config.mix.get("one_hot_prob", 1.0) * config.mix.get("one_hot_share", 1.0)
+    share = 1 / mix.get("block_every", 1)  # of the steps in which the Mix Block learns
+    learning = (1 - mix.get("switch_off", 0.0)) * share
+    shown = mix.get("one_hot_prob", 1.0) * mix.get("one_hot_share", 1.0)
     passes = 1 + shown + 2 / 3 * learning
-    return passes + (features + (1 + 3 * share) * _block_flops(config, maps, channels, tuple(image.shape[1:]))) / plain
+    return passes + (features + (1 + 3 * share) * _block_flops(mix, maps, channels, tuple(image.shape[1:]))) / plain
 
 
-def _block_flops(config: Config, maps: Tensor, channels: int, size: tuple[int, ...]) -> int:
+def _block_flops(mix: Mapping[str, Any], maps: Tensor, channels: int, size: tuple[int, ...]) -> int:
     """One forward pass of the Mix Block."""
     with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:  # meta knows no autocast
-        block = BLOCKS[config.mix.get("block", "automix")](channels, **config.mix.get("block_kwargs", {}))
+        block = BLOCKS[mix.get("block", "automix")](channels, **mix.get("block_kwargs", {}))
         block(torch.empty(maps.shape), torch.zeros(1, dtype=torch.long), 0.5, size[1:])
     return counter.get_total_flops()
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,13 +33,17 @@ from timm_mix.train.loop.member_parallel import MemberParallel
 from timm_mix.train.loop.parallel import DataParallel, join_after_restart
 from timm_mix.train.loop.trackers import tracker_of
 from timm_mix.train.loop.trainer import Trainer
+from timm_mix.train.settings.augment import AugmentSettings
 from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.optimise import OptimiseSettings
+from timm_mix.train.settings.run import RunSettings
+from timm_mix.train.settings.task import TaskSettings
 
 
 def run(config: Config, **parts: Any) -> dict[str, Any]:
     """Start accelerate and train; `parts` are the keywords of `train`."""
-    with deterministic_algorithms(config.deterministic):
-        accelerator = _accelerator(config)
+    with deterministic_algorithms(config.run.deterministic):
+        accelerator = _accelerator(config.optimise, config.run, config.folder)
         try:
             return train(config, accelerator, **parts)
         finally:
@@ -49,8 +54,8 @@ def train(
     config: Config,
     accelerator: Accelerator,
     *,
+    open_data: Callable[[], Data] | None = None,
     prepare_model: Callable[[nn.Module, Data], nn.Module] | None = None,
-    open_data: Callable[[Config], Data] = build_data,
     make_task: Callable[..., TrainingTask] = build_task,
 ) -> dict[str, Any]:
     """Build the parts of a run, train, save the model.
@@ -58,91 +63,118 @@ def train(
     `prepare_model` changes the model that the recipe names (a new head, frozen layers) before anything else sees it;
     `open_data` and `make_task` stand for `build_data` and `build_task`.
     """
-    _check_folder(config)
-    parallel = MemberParallel(config, accelerator) if config.member_parallel else DataParallel(accelerator)
-    torch.manual_seed(config.seed)
-    data = open_data(config)
+    _check_folder(config.folder)
+    parallel = _parallel(config, accelerator)
+    torch.manual_seed(config.run.seed)
+    data = open_data() if open_data is not None else build_data(config.data, config.model, config.run.seed)
     parallel.check_data(data.train, data.validation)
-    model = build_model(config, data.num_classes, **parallel.model_settings)
+    model = build_model(config.model, data.num_classes, **parallel.model_settings)
     if prepare_model is not None:
         model = prepare_model(model, data)
     check_classes(model, data.num_classes, training=data.train, validation=data.validation)
-    data_config = data_config_of(config, model)
+    data_config = data_config_of(config.model, model)
     model.to(accelerator.device)
-    if config.channels_last:
+    if config.model.channels_last:
         model.to(memory_format=torch.channels_last)
-    views = _views(model, config)
-    if config.member_parallel:
-        views = None  # a process makes the view of its own part alone
-    share = (parallel.share, parallel.shares, accelerator.device)
-    train_loader, eval_loader = build_loaders(config, data, data_config, views, *share)
-    task = make_task(config, model, data.num_classes, len(train_loader), **parallel.task_settings)
-    optimizer = build_optimizer(config, task.get_trainable_module())
-    updates = -(-len(train_loader) // config.grad_accum_steps)
-    schedule, epochs = build_schedule(config, optimizer, updates)
-    about: dict[str, Any] = {
-        "model": {"name": config.model, "parameters": parallel.parts * sum(p.numel() for p in model.parameters())},
+    trainer = _trainer(config, accelerator, parallel, model, data, data_config, make_task)
+    results = trainer.run()
+    if accelerator.is_main_process:
+        published = _published_model(config, trainer)
+        save_pretrained(published, config.folder / "model", label_names=data.names, data_config=data_config)
+    accelerator.wait_for_everyone()
+    return results
+
+
+def _parallel(config: Config, accelerator: Accelerator) -> DataParallel | MemberParallel:
+    if config.run.member_parallel:
+        return MemberParallel(config.model, accelerator, one_view=config.augment.views == 1)
+    return DataParallel(accelerator)
+
+
+def _trainer(
+    config: Config,
+    accelerator: Accelerator,
+    parallel: DataParallel | MemberParallel,
+    model: nn.Module,
+    data: Data,
+    data_config: dict[str, Any],
+    make_task: Callable[..., TrainingTask],
+) -> Trainer:
+    """Loaders, task, optimizer and schedule, around a model that is ready."""
+    views = _views(model, config.task, config.augment)
+    place: dict[str, Any] = {"rank": parallel.share, "world_size": parallel.shares, "device": accelerator.device}
+    # member-parallel a process makes the view of its own part alone
+    place |= {"views": None if config.run.member_parallel else views, "channels_last": config.model.channels_last}
+    loaders = build_loaders(config.data, config.augment, data, data_config, seed=config.run.seed, **place)
+    steps = len(loaders[0])
+    clock = {"epochs": config.optimise.epochs, "steps_per_epoch": steps, "seed": config.run.seed}
+    task = make_task(config.task, model, data.num_classes, **clock, **parallel.task_settings)
+    optimizer = build_optimizer(config.optimise, task.get_trainable_module())
+    schedule, epochs = build_schedule(config.optimise, optimizer, -(-steps // config.optimise.grad_accum_steps))
+    about = _about(config, parallel, model, data, steps, epochs)
+    if accelerator.is_main_process:
+        counts = {"num_classes": data.num_classes, "steps_per_epoch": steps, "epochs": epochs}
+        about["predicted_cost"] = str(predict_cost(config.model, config.task, config.data, **counts))
+    mixup = build_mixup(config.task, data.num_classes)
+    return Trainer(
+        config, accelerator, task, optimizer, schedule, epochs, *loaders, about, mixup=mixup, parallel=parallel
+    )
+
+
+def _about(
+    config: Config, parallel: DataParallel | MemberParallel, model: nn.Module, data: Data, steps: int, epochs: int
+) -> dict[str, Any]:
+    """What results.json says of model and data."""
+    parameters = parallel.parts * sum(p.numel() for p in model.parameters())
+    return {
+        "model": {"name": config.model.name, "parameters": parameters},
         "data": {
             "train_images": len(data.train),  # type: ignore[arg-type]
             "validation_images": len(data.validation),  # type: ignore[arg-type]
             "classes": data.num_classes,
         },
-        "steps_per_epoch": len(train_loader),
+        "steps_per_epoch": steps,
         "total_epochs": epochs,
-        "global_batch_size": config.batch_size * parallel.shares * config.grad_accum_steps,
+        "global_batch_size": config.data.batch_size * parallel.shares * config.optimise.grad_accum_steps,
     }
-    if accelerator.is_main_process:
-        cost = predict_cost(config, num_classes=data.num_classes, steps_per_epoch=len(train_loader), epochs=epochs)
-        about["predicted_cost"] = str(cost)
-    loaders, mixup = (train_loader, eval_loader), build_mixup(config, data.num_classes)
-    extra: dict[str, Any] = {"mixup": mixup, "parallel": parallel}
-    trainer = Trainer(config, accelerator, task, optimizer, schedule, epochs, *loaders, about, **extra)
-    results = trainer.run()
-    if accelerator.is_main_process:
-        save_pretrained(
-            _published_model(config, trainer), config.folder / "model", label_names=data.names, data_config=data_config
-        )
-    accelerator.wait_for_everyone()
-    return results
 
 
-def _check_folder(config: Config) -> None:
+def _check_folder(folder: Path) -> None:
     """What cannot be written at the end is an error now."""
-    check_folder(config.folder)
-    model = config.folder / "model"
+    check_folder(folder)
+    model = folder / "model"
     if model.exists() and not is_model_folder(model):
         raise UsageError(f"{model} exists and is not a saved model: give another --experiment or remove it")
 
 
-def _views(model: Any, config: Config) -> int | None:
+def _views(model: Any, task: TaskSettings, augment: AugmentSettings) -> int | None:
     """Views per image, None for one: co-training shows every part its own."""
-    parts = getattr(model, "num_members", 1) if config.task == "cotraining" else 1
-    views = parts if config.views is None else config.views
+    parts = getattr(model, "num_members", 1) if task.name == "cotraining" else 1
+    views = parts if augment.views is None else augment.views
     if views not in (1, parts):
-        wanted = f"1 or {parts}, one per part" if parts > 1 else f"1 for task {config.task}"
+        wanted = f"1 or {parts}, one per part" if parts > 1 else f"1 for task {task.name}"
         raise UsageError(f"views must be {wanted}, got {views}")
     return views if views > 1 else None
 
 
-def _accelerator(config: Config) -> Accelerator:
-    precision = {"bfloat16": "bf16", "float16": "fp16"}[config.amp_dtype] if config.amp else "no"
-    if precision == "fp16" and (config.cpu or not torch.cuda.is_available()):
+def _accelerator(optimise: OptimiseSettings, how: RunSettings, folder: Path) -> Accelerator:
+    precision = {"bfloat16": "bf16", "float16": "fp16"}[optimise.amp_dtype] if optimise.amp else "no"
+    if precision == "fp16" and (how.cpu or not torch.cuda.is_available()):
         raise UsageError("--amp-dtype float16 needs a GPU; take bfloat16 on the CPU")
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     with user_errors("start accelerate"):
-        join_after_restart(config.cpu)
-        tracker = tracker_of(config)
-        return Accelerator(
-            mixed_precision=precision, cpu=config.cpu, log_with=tracker, project_dir=config.folder if tracker else None
-        )
+        join_after_restart(how.cpu)
+        tracker = tracker_of(how.tracker, folder)
+        place = folder if tracker else None
+        return Accelerator(mixed_precision=precision, cpu=how.cpu, log_with=tracker, project_dir=place)
 
 
 def _published_model(config: Config, trainer: Trainer) -> nn.Module:
     """The model with the weights to publish: last or best epoch, averaged ones where there are."""
-    key = "state_dict_ema" if config.model_ema else "state_dict"
+    key = "state_dict_ema" if config.optimise.model_ema else "state_dict"
     model = unwrap_model(trainer.task.get_eval_model())
-    if config.member_parallel:  # here is one part of it
-        fresh = dataclasses.replace(config, pretrained=False, initial_checkpoint=None)
+    if config.run.member_parallel:  # here is one part of it
+        fresh = dataclasses.replace(config.model, pretrained=False, initial_checkpoint=None)
         model = build_model(fresh, model.num_classes)
     model.load_state_dict(trainer.keeper.published(trainer.history)[key])
     return model

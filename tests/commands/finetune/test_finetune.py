@@ -15,7 +15,8 @@ from timm_mix.commands.finetune import main
 from timm_mix.hub import save_pretrained
 from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError
-from timm_mix.train.finetune.plan import FinetuneConfig, open_data
+from timm_mix.train.finetune.plan import open_data
+from timm_mix.train.finetune.settings import FinetuneConfig
 from timm_mix.train.loop.trainer import Trainer
 
 NO_STEP = ["--lr", "0", "--warmup-epochs", "0"]
@@ -242,5 +243,6 @@ def test_the_defaults_stand_in_the_help(capsys):
 
 
 def test_data_sets_that_are_no_folders_are_taken():
-    data = open_data(FinetuneConfig(model="wrn16_2", dataset="digits"))
+    config = FinetuneConfig.of(model="wrn16_2", dataset="digits")
+    data = open_data(config.data, config.model, config.finetune, config.run.seed)
     assert (len(data.train), len(data.validation), data.num_classes) == (1437, 360, 10)

@@ -142,11 +142,11 @@ RECIPE = SCRIPT.parent / "recipes" / "cifar100" / "cut_mixmo_m2_b4.yaml"
 @pytest.mark.parametrize("updates", [1, 7])
 def test_the_published_schedule_warms_up_for_an_epoch_and_drops_at_the_start_of_epochs_101_201_226(updates):
     config = parse_config(["--config", str(RECIPE)])
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
-    schedule, epochs = build_schedule(config, optimizer, updates)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.optimise.lr)
+    schedule, epochs = build_schedule(config.optimise, optimizer, updates)
     assert epochs == 300
     for epoch in range(1, epochs + 1):  # counted from 1, as published
-        base = config.lr * 0.1 ** sum(epoch >= start for start in (101, 201, 226))
+        base = config.optimise.lr * 0.1 ** sum(epoch >= start for start in (101, 201, 226))
         for update in range(updates):
             wanted = base * update / updates if epoch == 1 else base
             assert optimizer.param_groups[0]["lr"] == pytest.approx(wanted), (epoch, update)
@@ -179,7 +179,7 @@ def test_a_published_recipe_runs_on_folders_of_images(recipe, flags, run):
 def test_milestones_by_epochs_keep_timms_meaning():
     flags = ["--sched", "multistep", "--decay-milestones", "3", "--epochs", "5", "--lr", "1"]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule, _ = build_schedule(parse_config(flags), optimizer, 7)
+    schedule, _ = build_schedule(parse_config(flags).optimise, optimizer, 7)
     rates = []
     for epoch in range(5):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -197,7 +197,7 @@ MISTAKES = {
     "batch size": (["--batch-size", "0"], "batch_size must be >= 1, got 0"),
     "workers": (["--workers", "-1"], "workers must be >= 0, got -1"),
     "unknown flag": (["--batchsize", "3"], "unrecognized arguments: --batchsize 3; see"),
-    "no model": (None, "the following arguments are required: --model, --output"),
+    "no model": (None, "--model is missing: a saved model's folder, hf-hub:ID, a checkpoint, or a timm name"),
     "model setting": (["--model-kwargs", "depth"], "--model-kwargs takes key=value pairs, got 'depth'"),
     "float16": (["--amp", "--amp-dtype", "float16"], "--amp-dtype float16 needs a GPU"),
     "output in a file": (["--output", "{root}/torn.pt"], "cannot be made, .*torn.pt is a file: give another --output"),

@@ -1,5 +1,6 @@
 """Images in memory: the device loader against the CPU loader, over ranks, repeats, views and resumes."""
 
+from support.settings import loaders_of
 import inspect
 import os
 import random
@@ -14,6 +15,7 @@ from PIL import Image
 from timm.data import IterableImageDataset
 from torch.utils.data import BatchSampler, Dataset
 
+from timm_mix.train.loop.build import Data
 from timm_mix.train.settings.config import Config
 from timm_mix.train.data.loaders import create_eval_loader, create_train_loader, open_dataset, start_epoch
 from timm_mix.train.data.device_loader import DeviceLoader, create_device_loaders, device_augmentation, load_images
@@ -312,13 +314,12 @@ class TestSettings:
         assert "\n" not in str(caught.value)
 
     def test_the_loaders_of_a_recipe_follow_it(self):
-        config = Config(
+        config = Config.of(
             **{"aug": "small", "device_loader": True, "batch_size": 6, "batch_repeats": 2, "workers": 0, "seed": 3},
-            **{"validation_batch_size": 7, "channels_last": True},
+            **{"validation_batch_size": 7, "channels_last": True, "padding": 3, "reprob": 0.5},
         )
-        sharing = {"views": 2, "rank": 1, "world_size": 2}
-        options = {"padding": 3, "re_prob": 0.5, "aa": None}
-        train, validation = create_device_loaders(config, Pictures(), Pictures(), DATA_CONFIG, options, **sharing)
+        data = Data(Pictures(), Pictures(), None, 2)
+        train, validation = loaders_of(config, data, DATA_CONFIG, views=2, rank=1, world_size=2, channels_last=True)
         assert train.settings == Augmentation(padding=3, re_prob=0.5)
         twin = EpochBatchSampler(COUNT, 6, repeats=2, seed=3, rank=1, world_size=2)
         assert list(train.batch_sampler) == list(twin)

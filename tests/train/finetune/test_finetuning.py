@@ -5,16 +5,27 @@ import pytest
 import timm
 import torch
 from support.image_files import write_images, write_tar
+from support.settings import clock_of
 from timm.loss import LabelSmoothingCrossEntropy
 from torch.nn import functional as F
 
 import timm_mix.models  # noqa: F401
 from timm_mix.hub import save_pretrained
 from timm_mix.train.errors import UsageError
-from timm_mix.train.finetune.plan import FinetuneConfig, MembersTask, make_task, open_data, prepare_model, settle
+from timm_mix.train.finetune.plan import MembersTask, make_task, open_data, prepare_model, settle
+from timm_mix.train.finetune.settings import FinetuneConfig
 from timm_mix.train.loop.build import Data, build_model
 
 NET = {"backbone": "wrn16_2", "depth": 10, "widen_factor": 1}
+
+
+def made(config, model):
+    return make_task(config.task, model, 5, **clock_of(config, 3))
+
+
+def opened(**settings):
+    config = FinetuneConfig.of(**settings)
+    return open_data(config.data, config.model, config.finetune, config.run.seed)
 
 
 def mixmo(**more):
@@ -25,26 +36,26 @@ def mixmo(**more):
 def test_a_saved_models_arguments_are_settings_and_flags_override_them(tmp_path):
     save_pretrained(mixmo(members=3), tmp_path / "run" / "model")
     name = f"local-dir:{tmp_path / 'run' / 'model'}"
-    config = settle(FinetuneConfig(model=name, data_dir="photos"))
-    assert config.pretrained
-    assert config.model_kwargs.items() >= {**NET, "members": 3, "ensemble": "logits"}.items()
-    assert config.experiment == "run_on_photos"
-    other = settle(FinetuneConfig(model=name, drop=0.1, model_kwargs={"ensemble": "softmax"}))
-    model = build_model(other, 7)
+    config = settle(FinetuneConfig.of(model=name, data_dir="photos"))
+    assert config.model.pretrained
+    assert config.model.model_kwargs.items() >= {**NET, "members": 3, "ensemble": "logits"}.items()
+    assert config.run.experiment == "run_on_photos"
+    other = settle(FinetuneConfig.of(model=name, drop=0.1, model_kwargs={"ensemble": "softmax"}))
+    model = build_model(other.model, 7)
     assert (model.ensemble, model.num_members, model.core.drop_rate, model.num_classes) == ("softmax", 3, 0.1, 7)
 
 
 def test_an_initial_checkpoint_stands_for_the_weights(tmp_path):
-    config = settle(FinetuneConfig(model="resnet18", initial_checkpoint="some.pt", data_dir="photos"))
-    assert not config.pretrained
-    assert settle(FinetuneConfig(model="resnet18", data_dir="photos")).pretrained
-    assert not settle(FinetuneConfig(model="resnet18", data_dir="photos", pretrained=False)).pretrained
+    config = settle(FinetuneConfig.of(model="resnet18", initial_checkpoint="some.pt", data_dir="photos"))
+    assert not config.model.pretrained
+    assert settle(FinetuneConfig.of(model="resnet18", data_dir="photos")).model.pretrained
+    assert not settle(FinetuneConfig.of(model="resnet18", data_dir="photos", pretrained=False)).model.pretrained
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match="cannot create model 'hf-hub:nobody/nothing': ") as caught:
-        settle(FinetuneConfig(model="hf-hub:nobody/nothing", data_dir="photos"))
+        settle(FinetuneConfig.of(model="hf-hub:nobody/nothing", data_dir="photos"))
     assert "\n" not in str(caught.value)
 
 
@@ -65,7 +76,7 @@ def test_the_loss_is_the_mean_of_the_members_losses_on_one_image(members):
 
 
 def test_members_learn_soft_labels_too():
-    task = make_task(FinetuneConfig(model="mixmo", mixup=1.0), mixmo(), 5, 3)
+    task = made(FinetuneConfig.of(model="mixmo", mixup=1.0), mixmo())
     assert isinstance(task, MembersTask)
     target = torch.rand(2, 5).softmax(1)
     result = task(torch.randn(2, 3, 16, 16), target)
@@ -74,15 +85,15 @@ def test_members_learn_soft_labels_too():
 
 def test_models_without_members_and_named_tasks_keep_timms_and_their_own():
     plain = timm.create_model("wrn16_2", depth=10, widen_factor=1, num_classes=5)
-    assert type(make_task(FinetuneConfig(model="wrn16_2"), plain, 5, 3)).__name__ == "ClassificationTask"
-    assert type(make_task(FinetuneConfig(model="mixmo", task="mixmo"), mixmo(), 5, 3)).__name__ == "MixMoTask"
+    assert type(made(FinetuneConfig.of(model="wrn16_2"), plain)).__name__ == "ClassificationTask"
+    assert type(made(FinetuneConfig.of(model="mixmo", task="mixmo"), mixmo())).__name__ == "MixMoTask"
 
 
 def test_new_heads_keep_the_rest_of_the_model():
     model = mixmo()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    config = FinetuneConfig(model="mixmo", img_size=16, initial_checkpoint="given")
-    prepare_model(config, model, Data(None, None, None, 3))
+    config = FinetuneConfig.of(model="mixmo", img_size=16, initial_checkpoint="given")
+    prepare_model(config.finetune, config.model, model, Data(None, None, None, 3))
     assert model.training
     assert [head.out_features for head in model.heads] == [3, 3]
     for name, value in model.state_dict().items():
@@ -92,7 +103,8 @@ def test_new_heads_keep_the_rest_of_the_model():
 def test_a_model_without_weights_keeps_the_heads_that_it_was_born_with():
     model = mixmo()
     heads = model.heads
-    prepare_model(FinetuneConfig(model="mixmo", img_size=16, pretrained=False), model, Data(None, None, None, 5))
+    config = FinetuneConfig.of(model="mixmo", img_size=16, pretrained=False)
+    prepare_model(config.finetune, config.model, model, Data(None, None, None, 5))
     assert model.heads is heads
 
 
@@ -118,13 +130,13 @@ def test_a_mistake_in_the_data_is_one_line(name, tmp_path):
     (tmp_path / "map.txt").write_text("ant\n")
     filled = {key: value.format(root=tmp_path) if isinstance(value, str) else value for key, value in settings.items()}
     with pytest.raises(UsageError, match=line):
-        open_data(FinetuneConfig(model="mixmo", **filled))
+        opened(model="mixmo", **filled)
 
 
 def test_unchecked_images_are_not_read(tmp_path):
     for split in ("train", "val"):
         write_images(tmp_path / split, {"ant": 1, "bee": 1})
     (tmp_path / "train" / "ant" / "0.png").write_bytes(b"")
-    assert len(open_data(FinetuneConfig(model="mixmo", data_dir=str(tmp_path), check_images=False)).train) == 2
+    assert len(opened(model="mixmo", data_dir=str(tmp_path), check_images=False).train) == 2
     with pytest.raises(UsageError, match=r"ant/0.png is no image that can be read .*: replace or remove it"):
-        open_data(FinetuneConfig(model="mixmo", data_dir=str(tmp_path)))
+        opened(model="mixmo", data_dir=str(tmp_path))

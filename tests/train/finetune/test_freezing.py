@@ -47,7 +47,7 @@ def heads_of(model):
 def learn(model, steps=2):
     """As the trainer does: train() before the epoch, then updates. Returns the names of what moved."""
     before = copy.deepcopy(model.state_dict())
-    optimizer = build_optimizer(Config(opt="momentum", lr=0.5, weight_decay=0.1), model)
+    optimizer = build_optimizer(Config.of(opt="momentum", lr=0.5, weight_decay=0.1).optimise, model)
     model.train()
     for step in range(steps):
         images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(step)) + 1
@@ -166,9 +166,9 @@ def test_layers_are_ordered_stem_core_heads_and_members_alike(name, kwargs):
 @pytest.mark.parametrize("sched", ["cosine", "constant"])
 def test_layer_decay_scales_the_rate_of_every_layer_by_its_distance_from_the_heads(name, sched):
     model = build(name)
-    config = Config(lr=0.5, layer_decay=0.5, sched=sched, weight_decay=0.1)
-    optimizer = build_optimizer(config, model)
-    build_schedule(config, optimizer, 10)
+    config = Config.of(lr=0.5, layer_decay=0.5, sched=sched, weight_decay=0.1)
+    optimizer = build_optimizer(config.optimise, model)
+    build_schedule(config.optimise, optimizer, 10)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     layer_of = group_parameters(model, model.group_matcher(), reverse=True)
     last = max(layer_of.values())
@@ -180,6 +180,6 @@ def test_layer_decay_scales_the_rate_of_every_layer_by_its_distance_from_the_hea
 def test_layer_decay_and_freezing_go_together():
     model = build("mixmo")
     freeze(model, "2")
-    optimizer = build_optimizer(Config(lr=0.5, layer_decay=0.5), model)
+    optimizer = build_optimizer(Config.of(lr=0.5, layer_decay=0.5).optimise, model)
     learning = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert learning == {id(p) for p in model.parameters() if p.requires_grad}

@@ -15,13 +15,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from support.processes import fork, free_ports, place
+from support.settings import task_of
 from torch.nn.parallel import DistributedDataParallel
 
 import timm_mix
 from timm_mix.commands.train import main
 from timm_mix.metrics import evaluate_members
 from timm_mix.tasks.member_parallel import gather_members
-from timm_mix.train.loop.build import build_model, build_optimizer, build_task
+from timm_mix.train.loop.build import build_model, build_optimizer
 from timm_mix.train.loop.member_parallel import MemberParallel
 from timm_mix.train.loop.trainer import Trainer
 from timm_mix.train.settings.config import Config
@@ -43,7 +44,7 @@ RUNS = {
 
 
 def config_of(name):
-    return Config(**{**CONFIG, **RUNS[name]})
+    return Config.of(**{**CONFIG, **RUNS[name]})
 
 
 def batches_of(replicas):
@@ -56,20 +57,20 @@ def batches_of(replicas):
 def _trained(name, accelerator):
     """What one process holds before and after STEPS steps of the trainer."""
     config = config_of(name)
-    parallel = MemberParallel(config, accelerator)
-    torch.manual_seed(config.seed)
-    model = build_model(config, K, **parallel.model_settings)
+    parallel = MemberParallel(config.model, accelerator)
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model, K, **parallel.model_settings)
     start = {key: value.clone() for key, value in model.state_dict().items()}
     images, target = (part[:, parallel.share] for part in batches_of(parallel.shares))
     batches = list(zip(images[:, :, parallel.part], target, strict=True))
-    task = build_task(config, model, K, STEPS, **parallel.task_settings)
-    optimizer = build_optimizer(config, model)
+    task = task_of(config, model, K, STEPS, **parallel.task_settings)
+    optimizer = build_optimizer(config.optimise, model)
     trainer = Trainer(config, accelerator, task, optimizer, None, 1, batches, [], {}, parallel=parallel)
-    group = config.grad_accum_steps
+    group = config.optimise.grad_accum_steps
     sums = [trainer._update(batches[i : i + group], i // group) for i in range(0, STEPS, group)]
     content = {"state_dict": model.state_dict(), "optimizer": trainer.optimizer.state_dict()}
     whole = parallel.whole({**content, "task_states": [{"rank": r // S} for r in range(accelerator.num_processes)]})
-    alike = MemberParallel(Config(**CONFIG, views=1), accelerator)
+    alike = MemberParallel(Config.of(**CONFIG).model, accelerator, one_view=True)
     return {
         "place": (parallel.part, parallel.share, parallel.shares),
         "seeds": (parallel.seed_rank, alike.seed_rank),
@@ -95,12 +96,12 @@ def _scores(model, parallel, batches):
 def _refusals(accelerator):
     """What processes that do not fit are told."""
     told = {}
-    config = Config(**{**CONFIG, "model_kwargs": {**BACKBONE, "split": 3, "divide": False}})
+    config = Config.of(**{**CONFIG, "model_kwargs": {**BACKBONE, "split": 3, "divide": False}})
     wrong_part = timm.create_model("splitnet", only_part=1 - accelerator.process_index % S, num_classes=K, **BACKBONE)
-    group = MemberParallel(Config(**CONFIG), accelerator).member_group
+    group = MemberParallel(Config.of(**CONFIG).model, accelerator).member_group
     three = timm.create_model("splitnet", **{**BACKBONE, "split": 3, "divide": False}, num_classes=K)
     cases = {
-        "processes": lambda: MemberParallel(config, accelerator),
+        "processes": lambda: MemberParallel(config.model, accelerator),
         "another part": lambda: timm_mix.create_task("cotraining", wrong_part, num_classes=K, member_group=group),
         "another S": lambda: timm_mix.create_task("cotraining", three, num_classes=K, member_group=group),
     }
@@ -114,7 +115,7 @@ def _refusals(accelerator):
 
 def _gathered(accelerator):
     """Logits of this process's part, those of all, and the gradient of a sum in which part i counts 2 + i times."""
-    group = MemberParallel(Config(**CONFIG), accelerator).member_group
+    group = MemberParallel(Config.of(**CONFIG).model, accelerator).member_group
     generator = torch.Generator().manual_seed(accelerator.process_index)
     own = torch.randn(BATCH, 1, K, generator=generator).bfloat16().requires_grad_()
     members = gather_members(own, group)

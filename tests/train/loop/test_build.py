@@ -5,10 +5,11 @@ import math
 import pytest
 import timm
 import torch
+from support.settings import task_of
 
 import timm_mix
 from timm_mix.train.errors import UsageError
-from timm_mix.train.loop.build import build_optimizer, build_schedule, build_task
+from timm_mix.train.loop.build import build_optimizer, build_schedule
 from timm_mix.train.settings.config import Config
 
 SMALL = {"backbone": "wrn16_2", "depth": 10, "divide": False, "num_classes": 3, "device": "meta"}
@@ -21,21 +22,23 @@ def splitnet(split=2, **kwargs):
 def decays(config, model):
     """Name of every parameter -> its weight decay."""
     decay = {
-        id(p): group["weight_decay"] for group in build_optimizer(config, model).param_groups for p in group["params"]
+        id(p): group["weight_decay"]
+        for group in build_optimizer(config.optimise, model).param_groups
+        for p in group["params"]
     }
     return {name: decay[id(p)] for name, p in model.named_parameters()}
 
 
 def test_by_default_timms_rule_spares_what_has_one_dimension():
     model = splitnet()
-    for name, decay in decays(Config(weight_decay=0.3), model).items():
+    for name, decay in decays(Config.of(weight_decay=0.3), model).items():
         assert decay == (0.3 if model.get_parameter(name).ndim > 1 else 0.0), name
 
 
 def test_by_name_batch_norms_named_bn_are_decayed_and_biases_are_not():
     """The published rule: no decay for names that hold "norm" or "bias"."""
     model = splitnet()
-    found = decays(Config(weight_decay=0.3, no_decay=("norm", "bias")), model)
+    found = decays(Config.of(weight_decay=0.3, no_decay=("norm", "bias")), model)
     for name, decay in found.items():
         assert decay == (0.0 if "norm" in name or "bias" in name else 0.3), name
     assert any(decay == 0.3 and model.get_parameter(name).ndim == 1 for name, decay in found.items())
@@ -43,26 +46,26 @@ def test_by_name_batch_norms_named_bn_are_decayed_and_biases_are_not():
 
 
 def test_norms_that_are_named_norm_are_spared_by_name():
-    found = decays(Config(weight_decay=0.3, no_decay=("norm",)), timm.create_model("densenet121", device="meta"))
+    found = decays(Config.of(weight_decay=0.3, no_decay=("norm",)), timm.create_model("densenet121", device="meta"))
     assert {decay for name, decay in found.items() if "norm" in name} == {0.0}
     assert {decay for name, decay in found.items() if "norm" not in name} == {0.3}
 
 
 def test_no_words_spare_nothing():
-    assert set(decays(Config(weight_decay=0.3, no_decay=()), splitnet()).values()) == {0.3}
+    assert set(decays(Config.of(weight_decay=0.3, no_decay=()), splitnet()).values()) == {0.3}
 
 
 def test_names_and_layer_decay_work_together():
     model = splitnet()
-    config = Config(weight_decay=0.3, no_decay=("bias",), layer_decay=0.5)
+    config = Config.of(weight_decay=0.3, no_decay=("bias",), layer_decay=0.5)
     assert all(decay == (0.0 if "bias" in name else 0.3) for name, decay in decays(config, model).items())
-    assert len({group["lr_scale"] for group in build_optimizer(config, model).param_groups}) > 2
+    assert len({group["lr_scale"] for group in build_optimizer(config.optimise, model).param_groups}) > 2
 
 
 @pytest.mark.parametrize("no_decay", [None, ("norm", "bias")])
 @pytest.mark.parametrize(("split", "factor"), [(1, 1.0), (2, 0.6065), (4, 0.4724), (8, 0.4169)])
 def test_weight_decay_of_the_parts_has_the_published_factor(split, factor, no_decay):
-    config = Config(weight_decay=5e-4, divide_weight_decay=True, no_decay=no_decay)
+    config = Config.of(weight_decay=5e-4, divide_weight_decay=True, no_decay=no_decay)
     spared, decayed = sorted(set(decays(config, splitnet(split)).values()))
     assert spared == 0.0
     assert decayed == pytest.approx(5e-4 * factor, rel=1e-4)
@@ -70,15 +73,15 @@ def test_weight_decay_of_the_parts_has_the_published_factor(split, factor, no_de
 
 @pytest.mark.parametrize("model", ["wrn16_2", "mixmo_wrn16_2_m2"])
 def test_only_parts_have_a_divided_weight_decay(model):
-    config = Config(model=model, divide_weight_decay=True)
+    config = Config.of(model=model, divide_weight_decay=True)
     with pytest.raises(UsageError, match=rf"divide_weight_decay is for a splitnet_\* model, got {model}; drop it"):
-        build_optimizer(config, timm.create_model(model, device="meta"))
+        build_optimizer(config.optimise, timm.create_model(model, device="meta"))
 
 
 def rates(config, updates):
     """The learning rate of every update, as the trainer steps the schedule."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
-    schedule, epochs = build_schedule(config, optimizer, updates)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.optimise.lr)
+    schedule, epochs = build_schedule(config.optimise, optimizer, updates)
     found = []
     for epoch in range(epochs):
         for update in range(updates):
@@ -90,7 +93,7 @@ def rates(config, updates):
 
 @pytest.mark.parametrize("updates", [1, 7])
 def test_after_the_warm_up_the_cosine_goes_from_the_whole_rate_to_the_floor(updates):
-    config = Config(
+    config = Config.of(
         **{"lr": 0.1, "epochs": 300, "warmup_epochs": 20, "warmup_lr": 0.005, "min_lr": 1e-4},
         **{"sched_on_updates": True, "sched_after_warmup": True},
     )
@@ -106,20 +109,20 @@ def test_after_the_warm_up_the_cosine_goes_from_the_whole_rate_to_the_floor(upda
 
 
 def test_by_default_the_warm_up_covers_the_start_of_the_cosine():
-    config = Config(lr=0.1, epochs=10, warmup_epochs=5, warmup_lr=0.0, sched_on_updates=True)
+    config = Config.of(lr=0.1, epochs=10, warmup_epochs=5, warmup_lr=0.0, sched_on_updates=True)
     assert rates(config, 1)[5] == pytest.approx(0.05)
 
 
 def test_a_staircase_falls_every_fraction_of_an_epoch():
     """EfficientNet's: x .97 every .8 epoch."""
-    config = Config(lr=1.0, epochs=4, sched="step", decay_rate=0.97, decay_epochs=0.8, sched_on_updates=True)
+    config = Config.of(lr=1.0, epochs=4, sched="step", decay_rate=0.97, decay_epochs=0.8, sched_on_updates=True)
     assert rates(config, 10) == pytest.approx([0.97 ** (i // 8) for i in range(40)])
 
 
 def mixer_task(**settings):
-    config = Config(model="wrn16_2", mixer="resizemix", seed=5, epochs=3, **settings)
+    config = Config.of(model="wrn16_2", mixer="resizemix", seed=5, epochs=3, **settings)
     model = timm.create_model("wrn16_2", depth=10, widen_factor=1, num_classes=3)
-    return build_task(config, model, 3, steps_per_epoch=2)
+    return task_of(config, model, 3, steps_per_epoch=2)
 
 
 BATCH = (torch.rand(5, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1]))

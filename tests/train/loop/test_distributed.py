@@ -117,7 +117,7 @@ def _update(name, accelerator):
     model = _model(name)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     group = [_share(_global_batch(name, seed), accelerator.process_index) for seed in (1, 2)]
-    config = Config(grad_accum_steps=2, cpu=True)
+    config = Config.of(grad_accum_steps=2, cpu=True)
     trainer = Trainer(config, accelerator, _task(name, model), optimizer, None, 1, group, [], {})
     trainer._update(group, 0)
     return {key: parameter.detach() for key, parameter in model.named_parameters()}

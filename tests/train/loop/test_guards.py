@@ -1,6 +1,5 @@
 """What a run refuses: figures that are not finite, other classes; and what it may change."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -65,7 +64,7 @@ class TestLossGuard:
 
 
 class TestCheckRun:
-    made_with = dataclasses.asdict(Config())
+    made_with = Config.of().flat()
 
     @staticmethod
     def check(made_with, config, made_on=None, facts=None):
@@ -79,28 +78,28 @@ class TestCheckRun:
         was = self.made_with[name]
         line = rf"a\.pt was made with {name}={was}, got {name}=.*; resume with the same, or start anew"
         with pytest.raises(UsageError, match=line.replace("{", r"\{").replace("}", r"\}")):
-            self.check(self.made_with, Config(**{name: value}))
+            self.check(self.made_with, Config.of(**{name: value}))
 
     @pytest.mark.parametrize("name", sorted(FREE))
     def test_a_setting_that_does_not_is_free(self, name):
-        self.check({**self.made_with, name: "another"}, Config())
+        self.check({**self.made_with, name: "another"}, Config.of())
 
     @pytest.mark.parametrize("stream", ["wds/x", "hfids/x", "tfds/x"])
     def test_the_workers_of_a_stream_draw_and_are_not_free(self, stream):
-        made_with = dataclasses.asdict(Config(dataset=stream, workers=2))
+        made_with = Config.of(dataset=stream, workers=2).flat()
         with pytest.raises(UsageError, match=r"was made with workers=2, got workers=3; resume with the same"):
-            self.check(made_with, Config(dataset=stream, workers=3))
+            self.check(made_with, Config.of(dataset=stream, workers=3))
 
     def test_a_setting_that_the_checkpoint_does_not_know_had_its_default(self):
         made_with = {name: value for name, value in self.made_with.items() if name not in ("lr", "mix")}
-        self.check(made_with, Config())
+        self.check(made_with, Config.of())
         with pytest.raises(UsageError, match=r"was made with lr=0\.05, got lr=0\.07"):
-            self.check(made_with, Config(lr=0.07))
+            self.check(made_with, Config.of(lr=0.07))
 
     def test_another_number_of_anything_is_refused(self):
-        self.check(self.made_with, Config(), {"processes": 2}, {"processes": 2, "train_images": 5})
+        self.check(self.made_with, Config.of(), {"processes": 2}, {"processes": 2, "train_images": 5})
         with pytest.raises(UsageError, match=r"a\.pt was made with 2 processes, got 3 processes; resume with the same"):
-            self.check(self.made_with, Config(), {"processes": 2}, {"processes": 3})
+            self.check(self.made_with, Config.of(), {"processes": 2}, {"processes": 3})
 
     def test_all_that_differs_is_said_at_once(self):
         line = (
@@ -108,7 +107,7 @@ class TestCheckRun:
         )
         made_on, facts = {"processes": 2, "train_images": 8}, {"processes": 3, "train_images": 9}
         with pytest.raises(UsageError, match=line):
-            self.check(self.made_with, Config(batch_size=7), made_on, facts)
+            self.check(self.made_with, Config.of(batch_size=7), made_on, facts)
 
 
 class TestCheckClasses:

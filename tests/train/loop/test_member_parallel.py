@@ -8,36 +8,37 @@ import pytest
 import torch
 from member_parallel_runs import BATCH, RUNS, STEPS, WORLDS, K, S, batches_of, config_of, difference
 from support.processes import finish, start
+from support.settings import task_of
 
 from timm_mix.metrics import evaluate_members
-from timm_mix.train.loop.build import build_model, build_optimizer, build_task
+from timm_mix.train.loop.build import build_model, build_optimizer
 
 
 def _one_process(name, replicas):
     """The same steps with the whole model in one process; of several replicas the losses are averaged."""
     config = config_of(name)
-    torch.manual_seed(config.seed)
-    model = build_model(config, K)
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model, K)
     start = {key: value.clone() for key, value in model.state_dict().items()}
-    tasks = [build_task(config, model, K, STEPS, rank=replica) for replica in range(replicas)]
+    tasks = [task_of(config, model, K, STEPS, rank=replica) for replica in range(replicas)]
     task = tasks[0]
-    optimizer = build_optimizer(config, model)
-    if config.model_ema:
-        task.setup_ema(decay=config.model_ema_decay)
+    optimizer = build_optimizer(config.optimise, model)
+    if config.optimise.model_ema:
+        task.setup_ema(decay=config.optimise.model_ema_decay)
     losses = []
     for step, (images, target) in enumerate(zip(*batches_of(replicas), strict=True)):
         loss = torch.stack([task(x, y)["loss"] for task, x, y in zip(tasks, images, target, strict=True)]).mean()
-        (loss / config.grad_accum_steps).backward()
+        (loss / config.optimise.grad_accum_steps).backward()
         losses.append(float(loss.detach()))
-        if (step + 1) % config.grad_accum_steps:
+        if (step + 1) % config.optimise.grad_accum_steps:
             continue
         for parameter in model.parameters():
-            parameter.grad += 2 * config.l2_penalty * parameter.detach()
-        if config.clip_grad:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
+            parameter.grad += 2 * config.optimise.l2_penalty * parameter.detach()
+        if config.optimise.clip_grad:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimise.clip_grad)
         optimizer.step()
         optimizer.zero_grad()
-        task.update_ema(step=(step + 1) // config.grad_accum_steps)
+        task.update_ema(step=(step + 1) // config.optimise.grad_accum_steps)
     ema = task.get_checkpoint_state(ema=True).get("state_dict_ema")
     parameters = {key: value.detach() for key, value in model.named_parameters()}
     return {"start": start, "parameters": parameters, "ema": ema, "losses": losses, "optimizer": optimizer.state_dict()}
@@ -59,7 +60,7 @@ def ranks(request, out):
 
 
 def test_a_process_holds_its_part_alone(ranks):
-    names = {name for name, _ in build_model(config_of("plain"), K).named_parameters()}
+    names = {name for name, _ in build_model(config_of("plain").model, K).named_parameters()}
     for rank, found in enumerate(ranks):
         own = {name for name in names if name.startswith(f"subnets.{rank % S}.")}
         assert own == set(found["plain"]["parameters"])
@@ -107,7 +108,7 @@ def test_the_parts_of_a_replica_report_the_loss_of_the_whole(ranks):
 def test_the_checkpoint_is_that_of_one_process(ranks):
     replicas = len(ranks) // S
     wanted, found = _one_process("plain", replicas), ranks[0]["plain"]["checkpoint"]
-    model = build_model(config_of("plain"), K)
+    model = build_model(config_of("plain").model, K)
     assert list(found["state_dict"]) == list(model.state_dict())
     model.load_state_dict(found["state_dict"])
     assert found["task_states"] == [{"rank": replica} for replica in range(replicas)]
@@ -123,7 +124,7 @@ def test_the_checkpoint_is_that_of_one_process(ranks):
 
 def test_every_process_scores_all_members_and_the_ensemble(ranks):
     replicas = len(ranks) // S
-    model = build_model(config_of("plain"), K)
+    model = build_model(config_of("plain").model, K)
     model.load_state_dict(ranks[0]["plain"]["checkpoint"]["state_dict"])
     for found in ranks[:S]:
         model.load_state_dict(found["plain"]["batchnorm"], strict=False)  # averaged over the replicas

@@ -18,8 +18,10 @@ def row(epoch, loss):
 
 
 def started(config, history):
-    accelerator = Accelerator(cpu=True, log_with=tracker_of(config), project_dir=config.folder)
-    start_tracker(accelerator, config, history)
+    accelerator = Accelerator(
+        cpu=True, log_with=tracker_of(config.run.tracker, config.folder), project_dir=config.folder
+    )
+    start_tracker(accelerator, config.run, config.folder, history)
     return accelerator
 
 
@@ -33,7 +35,7 @@ def test_figures_are_named_by_their_place():
 
 
 def test_csv_has_every_epoch_once_after_a_resume(tmp_path):
-    config = Config(tracker="csv", output=str(tmp_path), experiment="run")
+    config = Config.of(tracker="csv", output=str(tmp_path), experiment="run")
     first = started(config, [])
     for epoch in range(3):
         first.log(figures_of(row(epoch, epoch / 2)), step=epoch)
@@ -83,7 +85,7 @@ def fake(monkeypatch):
 
 
 def test_tensorboard_forgets_the_epochs_that_are_trained_again(fake, tmp_path):
-    config = Config(tracker="tensorboard", output=str(tmp_path), experiment="run")
+    config = Config.of(tracker="tensorboard", output=str(tmp_path), experiment="run")
     accelerator = started(config, [row(0, 0.0), row(1, 0.5)])
     accelerator.log(figures_of(row(2, 7.0)), step=2)
     assert fake[0] == ("start", (str(tmp_path / "run" / "tensorboard"),), {"purge_step": 2})
@@ -93,7 +95,7 @@ def test_tensorboard_forgets_the_epochs_that_are_trained_again(fake, tmp_path):
 def test_wandb_goes_on_with_the_run_that_it_began(fake, tmp_path):
     ids = []
     for resume in (None, "auto", "auto", None):
-        config = Config(tracker="wandb", output=str(tmp_path), experiment="run", resume=resume)
+        config = Config.of(tracker="wandb", output=str(tmp_path), experiment="run", resume=resume)
         (_, _, settings) = (started(config, []), fake[-1])[1]
         assert settings["project"] == "timm_mix"
         assert (settings["resume"], settings["name"]) == ("allow", "run")
@@ -106,22 +108,22 @@ def test_a_tracker_that_does_not_start_is_one_line_and_can_be_ended(fake, tmp_pa
         raise RuntimeError("no\nlogin")
 
     monkeypatch.setattr(sys.modules["wandb"], "init", fail)
-    config = Config(tracker="wandb", output=str(tmp_path), experiment="run")
+    config = Config.of(tracker="wandb", output=str(tmp_path), experiment="run")
     accelerator = Accelerator(cpu=True, log_with="wandb", project_dir=config.folder)
     with pytest.raises(UsageError, match="cannot start the tracker wandb: no login"):
-        start_tracker(accelerator, config, [])
+        start_tracker(accelerator, config.run, config.folder, [])
     accelerator.end_training()
 
 
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("tensorboard", "tensorboard")])
-def test_a_missing_package_is_one_line(name, package, monkeypatch):
+def test_a_missing_package_is_one_line(name, package, monkeypatch, tmp_path):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _: None)
     line = f"--tracker {name} needs a package that is not installed: pip install {package}"
     with pytest.raises(UsageError, match=line) as caught:
-        tracker_of(Config(tracker=name))
+        tracker_of(name, tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_without_a_tracker_nothing_is_written(tmp_path):
-    started(Config(output=str(tmp_path), experiment="run"), []).log({"loss": 1.0}, step=0)
+    started(Config.of(output=str(tmp_path), experiment="run"), []).log({"loss": 1.0}, step=0)
     assert list(tmp_path.iterdir()) == []

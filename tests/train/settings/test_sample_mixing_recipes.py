@@ -7,18 +7,17 @@ import re
 import pytest
 import timm
 from support.recipe_files import DATA, OF_SAMPLE_MIXING, header, named
+from support.settings import cost_of, loaders_of, task_of
 from torch.utils.data import Dataset
 
 import timm_mix.models  # noqa: F401
 from timm_mix.tasks import AutoMixTask, RecursiveMixTask
-from timm_mix.train.cost import predict_cost, steps_per_epoch
+from timm_mix.train.cost import steps_per_epoch
 from timm_mix.train.loop.build import (
     Data,
-    build_loaders,
     build_model,
     build_optimizer,
     build_schedule,
-    build_task,
     data_config_of,
 )
 from timm_mix.train.settings.config import parse_config
@@ -70,14 +69,18 @@ def test_a_header_states_command_method_and_source(path):
         f"python train_scripts/train.py --config train_scripts/recipes/{path.parent.name}/{path.name}"
     )
     assert stated["measured"] == "not run here yet"
-    assert config.experiment == f"{path.parent.name}_{path.stem}"
+    assert config.run.experiment == f"{path.parent.name}_{path.stem}"
     method = path.stem.split("_")[0]
     task = {"vanilla": "classification", "cutmix": "classification", "samix": "automix"}.get(method, method)
-    assert config.task == task
+    assert config.task.name == task
     assert PAPERS.get(method, "") in stated["title"]
-    assert (config.cutmix, config.mixup, config.mixup_prob) == (1.0 if method == "cutmix" else 0.0, 0.0, 1.0)
+    assert (config.task.cutmix, config.task.mixup, config.task.mixup_prob) == (
+        1.0 if method == "cutmix" else 0.0,
+        0.0,
+        1.0,
+    )
     if epochs := re.search(r"_e(\d+)$", path.stem):
-        assert config.epochs == int(epochs[1])
+        assert config.optimise.epochs == int(epochs[1])
 
 
 ratios = {}  # of a step: counting takes a second
@@ -86,35 +89,41 @@ ratios = {}  # of a step: counting takes a second
 @pytest.mark.parametrize("path", OF_SAMPLE_MIXING, ids=named)
 def test_a_header_states_the_cost_that_train_prints(path):
     config, (images, num_classes) = read(path), DATA[path.parent.name]
-    key = (path.parent.name, config.model, str(config.model_kwargs), str(config.mix))
+    key = (path.parent.name, config.model.name, str(config.model.model_kwargs), str(config.task.mix))
     if key not in ratios:
-        ratios[key] = predict_cost(config, num_classes=num_classes, steps_per_epoch=1)
-    steps = steps_per_epoch(config, images)
-    assert header(path)["cost"] == str(dataclasses.replace(ratios[key], steps_per_epoch=steps, epochs=config.epochs))
+        ratios[key] = cost_of(config, num_classes=num_classes, steps_per_epoch=1)
+    steps = steps_per_epoch(config.data, images)
+    assert header(path)["cost"] == str(
+        dataclasses.replace(ratios[key], steps_per_epoch=steps, epochs=config.optimise.epochs)
+    )
 
 
 @pytest.mark.parametrize("path", OF_SAMPLE_MIXING, ids=named)
 def test_model_task_optimizer_and_schedule_can_be_made(path):
     config, (_, num_classes) = read(path), DATA[path.parent.name]
-    task = build_task(config, build_model(config, num_classes, device="meta"), num_classes, steps_per_epoch=7)
-    wanted = {"automix": AutoMixTask, "recursivemix": RecursiveMixTask}.get(config.task)
+    task = task_of(config, build_model(config.model, num_classes, device="meta"), num_classes, steps_per_epoch=7)
+    wanted = {"automix": AutoMixTask, "recursivemix": RecursiveMixTask}.get(config.task.name)
     assert wanted is None or type(task) is wanted
-    optimizer = build_optimizer(config, task.get_trainable_module())
-    assert build_schedule(config, optimizer, 7)[1] == config.epochs
+    optimizer = build_optimizer(config.optimise, task.get_trainable_module())
+    assert build_schedule(config.optimise, optimizer, 7)[1] == config.optimise.epochs
 
 
 @pytest.mark.parametrize("path", BY_SGD, ids=named)
 def test_sgd_decays_everything_and_is_nesterovs_in_recursivemix_on_small_images(path):
     config = read(path)
     nesterov = PAPERS["recursivemix"] in header(path)["title"] and path.parent.name != "imagenet"
-    assert (config.opt, config.momentum, config.no_decay) == ("sgd" if nesterov else "momentum", 0.9, ())
-    assert config.weight_decay == (5e-4 if config.batch_size == 128 else 1e-4)
+    assert (config.optimise.opt, config.optimise.momentum, config.optimise.no_decay) == (
+        "sgd" if nesterov else "momentum",
+        0.9,
+        (),
+    )
+    assert config.optimise.weight_decay == (5e-4 if config.data.batch_size == 128 else 1e-4)
 
 
 @pytest.mark.parametrize("path", MIX_BLOCK, ids=named)
 def test_the_mix_block_is_the_published_one(path):
     config = read(path)
-    mix, large = config.mix, path.parent.name == "imagenet"
+    mix, large = config.task.mix, path.parent.name == "imagenet"
     vit = any(name in path.stem for name in ("deit", "swin"))
     assert mix["reduction"] == (16 if large or vit else 2 if "wrn28_8" in path.stem else 4)
     assert (mix["alpha"], mix["mask_weight"], mix.get("mask_decay", False)) == (2.0, 0.1, large)
@@ -142,19 +151,19 @@ def test_the_mix_block_is_the_published_one(path):
 )
 def test_a_recipes_mix_block_has_the_published_size(name, params):
     config = recipe(name)
-    task = build_task(config, build_model(config, 7, device="meta"), 7, steps_per_epoch=7)
+    task = task_of(config, build_model(config.model, 7, device="meta"), 7, steps_per_epoch=7)
     assert sum(p.numel() for p in task.get_trainable_module().block.parameters()) == params
 
 
 def rates(config, updates):
     """(network's, Mix Block's) learning rate of every update, as the trainer steps the schedule."""
     model = timm.create_model("wrn16_2", depth=10, widen_factor=1, num_classes=3)
-    mix = {"reduction": 4} if config.task == "automix" else {}
-    task = build_task(dataclasses.replace(config, mix=mix), model, 3, steps_per_epoch=updates)
-    optimizer = build_optimizer(config, task.get_trainable_module())
-    schedule, _ = build_schedule(config, optimizer, updates)
+    mix = {"reduction": 4} if config.task.name == "automix" else {}
+    task = task_of(config.replace(mix=mix), model, 3, steps_per_epoch=updates)
+    optimizer = build_optimizer(config.optimise, task.get_trainable_module())
+    schedule, _ = build_schedule(config.optimise, optimizer, updates)
     found = []
-    for epoch in range(config.epochs):
+    for epoch in range(config.optimise.epochs):
         for update in range(updates):
             groups = optimizer.param_groups
             found.append((groups[0]["lr"], groups[-1]["lr"]))
@@ -188,7 +197,7 @@ def test_on_cifar_the_cosine_ends_at_the_floor_of_the_configuration(name, floor)
     config = recipe(f"cifar100/{name}")
     found = rates(config, 1)
     for update, both in enumerate(found):
-        assert both == pytest.approx((half_cosine(0.1, floor, update / config.epochs),) * 2)
+        assert both == pytest.approx((half_cosine(0.1, floor, update / config.optimise.epochs),) * 2)
 
 
 def test_recursivemix_on_cifar10_warms_up_by_sixths_and_falls_twice():
@@ -215,8 +224,8 @@ class Images(Dataset):
 
 def transforms_of(config):
     data = Data(Images(), Images(), None, 10)
-    data_config = data_config_of(config, build_model(config, 10, device="meta"))
-    build_loaders(dataclasses.replace(config, workers=0, pin_mem=False), data, data_config, None, rank=0, world_size=1)
+    data_config = data_config_of(config.model, build_model(config.model, 10, device="meta"))
+    loaders_of(config.replace(workers=0, pin_mem=False), data, data_config)
     return repr(data.train.transform), repr(data.validation.transform)
 
 

@@ -8,11 +8,12 @@ import pytest
 import timm
 import torch
 from support.recipe_files import DATA, OF_PAPERS, header, named
+from support.settings import cost_of, loaders_of
 from torch.utils.data import Dataset
 
 import timm_mix.models  # noqa: F401
-from timm_mix.train.cost import predict_cost, steps_per_epoch
-from timm_mix.train.loop.build import Data, build_loaders, build_schedule, data_config_of
+from timm_mix.train.cost import steps_per_epoch
+from timm_mix.train.loop.build import Data, build_schedule, data_config_of
 from timm_mix.train.settings.config import parse_config
 
 OURS = [path for path in OF_PAPERS if path.stem.startswith("splitnet_")]
@@ -80,8 +81,8 @@ def test_a_header_states_command_division_and_source(path):
     title = stated["title"]
     assert title.startswith(f"SplitNet, S = {split}: " if split > 1 else "The undivided ")
     assert title.endswith(f"trained for {epochs} epochs (arXiv:2011.14660).")
-    assert config.model == (f"splitnet_{arch}_s{split}" if split > 1 else arch)
-    assert config.epochs == epochs
+    assert config.model.name == (f"splitnet_{arch}_s{split}" if split > 1 else arch)
+    assert config.optimise.epochs == epochs
 
 
 ratios = {}  # of a network's step: counting takes a second
@@ -91,10 +92,10 @@ ratios = {}  # of a network's step: counting takes a second
 def test_a_header_states_the_cost_that_train_prints(path):
     config = parse_config(["--config", str(path)])
     images, num_classes = DATA[path.parent.name]
-    if config.model not in ratios:
-        ratios[config.model] = predict_cost(config, num_classes=num_classes, steps_per_epoch=1)
-    steps = steps_per_epoch(config, images)
-    cost = dataclasses.replace(ratios[config.model], steps_per_epoch=steps, epochs=config.epochs)
+    if config.model.name not in ratios:
+        ratios[config.model.name] = cost_of(config, num_classes=num_classes, steps_per_epoch=1)
+    steps = steps_per_epoch(config.data, images)
+    cost = dataclasses.replace(ratios[config.model.name], steps_per_epoch=steps, epochs=config.optimise.epochs)
     assert header(path)["cost"] == str(cost)
 
 
@@ -108,38 +109,43 @@ def test_parts_are_co_trained_and_the_whole_is_not(path):
     config, (arch, split, epochs) = parse_config(["--config", str(path)]), taken_apart(path)
     mixup = 0.0 if arch == "efficientnetb7" else 0.2
     if split == 1:
-        assert (config.task, config.mix, config.mixup, config.mixup_prob) == ("classification", {}, mixup, 1.0)
+        assert (config.task.name, config.task.mix, config.task.mixup, config.task.mixup_prob) == (
+            "classification",
+            {},
+            mixup,
+            1.0,
+        )
         return
-    assert config.task == "cotraining"
-    assert config.mix.get("mixup", 0.0) == mixup
-    assert config.mix["weight"] == 0.5
-    assert config.mix["warmup_epochs"] == {300: 40, 1800: 80, 120: 60}[epochs]
-    assert config.views is None  # one per part
+    assert config.task.name == "cotraining"
+    assert config.task.mix.get("mixup", 0.0) == mixup
+    assert config.task.mix["weight"] == 0.5
+    assert config.task.mix["warmup_epochs"] == {300: 40, 1800: 80, 120: 60}[epochs]
+    assert config.augment.views is None  # one per part
     wide = arch in ("wide_resnet50_2e", "wide_resnet50_3e") or (arch == "wide_resnet40_10" and epochs == 1800)
-    assert config.divide_weight_decay == (wide or path.parent.name == "cifar10")
+    assert config.optimise.divide_weight_decay == (wide or path.parent.name == "cifar10")
 
 
 @pytest.mark.parametrize("path", OURS, ids=named)
 def test_rate_decay_and_batch_are_the_published_ones(path):
     config, (arch, _, epochs) = parse_config(["--config", str(path)]), taken_apart(path)
-    assert config.weight_decay == DECAYS.get(arch, 1e-4)
-    assert config.no_decay == ("norm", "bias")
-    assert config.amp
-    assert config.batch_size == (128 if path in ON_CIFAR else 256)
-    assert config.smoothing == (0.0 if path in ON_CIFAR else 0.1)
+    assert config.optimise.weight_decay == DECAYS.get(arch, 1e-4)
+    assert config.optimise.no_decay == ("norm", "bias")
+    assert config.optimise.amp
+    assert config.data.batch_size == (128 if path in ON_CIFAR else 256)
+    assert config.task.smoothing == (0.0 if path in ON_CIFAR else 0.1)
     if arch == "efficientnetb7":
         return
-    assert (config.opt, config.momentum, config.lr) == ("sgd", 0.9, RATES.get(arch, 0.1))
+    assert (config.optimise.opt, config.optimise.momentum, config.optimise.lr) == ("sgd", 0.9, RATES.get(arch, 0.1))
     warm_up = 5 if path in ON_IMAGENET else WARM_UPS.get(arch, 60 if epochs == 1800 else 20)
-    assert config.warmup_epochs == warm_up
+    assert config.optimise.warmup_epochs == warm_up
 
 
 def published_rate(config, floor, update, updates):
     """Linear from .005, then half a cosine over what is left, down to the floor."""
-    warm_up, whole = config.warmup_epochs * updates, config.epochs * updates
+    warm_up, whole = config.optimise.warmup_epochs * updates, config.optimise.epochs * updates
     if update < warm_up:
-        return 0.005 + (config.lr - 0.005) * update / warm_up
-    return max(floor, config.lr * (1 + math.cos(math.pi * (update - warm_up) / (whole - warm_up))) / 2)
+        return 0.005 + (config.optimise.lr - 0.005) * update / warm_up
+    return max(floor, config.optimise.lr * (1 + math.cos(math.pi * (update - warm_up) / (whole - warm_up))) / 2)
 
 
 def rate_at(schedule, update):
@@ -148,9 +154,9 @@ def rate_at(schedule, update):
 
 
 def schedule_of(config, updates):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
-    schedule, epochs = build_schedule(config, optimizer, updates)
-    assert epochs == config.epochs
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.optimise.lr)
+    schedule, epochs = build_schedule(config.optimise, optimizer, updates)
+    assert epochs == config.optimise.epochs
     return schedule
 
 
@@ -160,18 +166,23 @@ def test_the_learning_rate_follows_the_published_curve(path):
     config, updates = parse_config(["--config", str(path)]), 3
     floor = 1e-4 if path in ON_CIFAR else 1e-5
     schedule = schedule_of(config, updates)
-    whole = config.epochs * updates
-    for update in (0, 1, 7, config.warmup_epochs * updates, whole // 2, whole - updates, whole - 1):
+    whole = config.optimise.epochs * updates
+    for update in (0, 1, 7, config.optimise.warmup_epochs * updates, whole // 2, whole - updates, whole - 1):
         assert rate_at(schedule, update) == pytest.approx(published_rate(config, floor, update, updates), abs=floor)
-    assert rate_at(schedule, 0) == (0.005 if config.warmup_epochs else config.lr)
-    assert rate_at(schedule, config.warmup_epochs * updates) == pytest.approx(config.lr)
+    assert rate_at(schedule, 0) == (0.005 if config.optimise.warmup_epochs else config.optimise.lr)
+    assert rate_at(schedule, config.optimise.warmup_epochs * updates) == pytest.approx(config.optimise.lr)
 
 
 @pytest.mark.parametrize("path", [path for path in OURS if "efficientnet" in path.stem], ids=named)
 def test_efficientnet_falls_by_a_staircase(path):
     """RMSpropTF, .256, 5 epochs from 1e-6, x .97 every .8 epoch."""
     config = parse_config(["--config", str(path)])
-    assert (config.opt, config.momentum, config.opt_eps, config.lr) == ("rmsproptf", 0.9, 1e-3, 0.256)
+    assert (config.optimise.opt, config.optimise.momentum, config.optimise.opt_eps, config.optimise.lr) == (
+        "rmsproptf",
+        0.9,
+        1e-3,
+        0.256,
+    )
     schedule = schedule_of(config, 10)
     assert rate_at(schedule, 0) == pytest.approx(1e-6)
     assert rate_at(schedule, 25) == pytest.approx(1e-6 + (0.256 - 1e-6) / 2)
@@ -189,10 +200,8 @@ class Images(Dataset):
 def transforms_of(config, model):
     """What build_loaders gives the two splits, as text."""
     data = Data(Images(), Images(), None, 10)
-    data_config = data_config_of(config, timm.create_model(model, device="meta"))
-    build_loaders(
-        dataclasses.replace(config, workers=0, pin_mem=False), data, data_config, views=2, rank=0, world_size=1
-    )
+    data_config = data_config_of(config.model, timm.create_model(model, device="meta"))
+    loaders_of(config.replace(workers=0, pin_mem=False), data, data_config, views=2)
     assert data.train.transform.views == 2
     return repr(data.train.transform), repr(data.validation.transform)
 
@@ -217,10 +226,10 @@ def test_cifar_views_are_cropped_flipped_augmented_and_erased(path):
 def test_imagenet_views_are_resized_augmented_and_erased(path):
     config = parse_config(["--config", str(path)])
     steps, plain = transforms_of(config, "resnet18")
-    size = config.img_size
+    size = config.model.img_size
     assert re.search(rf"size=\({size}, {size}\), scale=\(0.1, 1.0\).*interpolation=bicubic", steps)
-    assert ("AutoAugment" if config.aa == "original" else "RandAugment") in steps
+    assert ("AutoAugment" if config.augment.aa == "original" else "RandAugment") in steps
     assert steps.index("Normalize") < steps.index("RandomErasing(p=0.5, mode=const")
-    assert (config.rescale, config.reratio) == ((0.05, 0.12), (0.5, 1.5))
+    assert (config.augment.rescale, config.augment.reratio) == ((0.05, 0.12), (0.5, 1.5))
     assert f"Resize(size={int(1.15 * size)}, interpolation=bicubic" in plain
     assert f"CenterCrop(size=({size}, {size}))" in plain

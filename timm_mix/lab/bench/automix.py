@@ -22,7 +22,9 @@ from timm_mix.lab.bench.measure import (
 )
 from timm_mix.lab.bench.member_twins import training_step
 from timm_mix.train.cost import predict_cost
-from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.data import DataSettings
+from timm_mix.train.settings.model import ModelSettings
+from timm_mix.train.settings.task import TaskSettings
 
 __all__ = ["CHEAPER", "bench_automix"]
 
@@ -60,5 +62,6 @@ def _steps(arch: str, settings: dict[str, Any], batch: int, device: torch.device
 
 
 def _counted(arch: str, settings: dict[str, Any]) -> float:
-    config = Config(model=arch, task="automix", mix={"reduction": REDUCTION[arch], **settings})
-    return predict_cost(config, num_classes=100, steps_per_epoch=1).relative_time
+    task = TaskSettings(name="automix", mix={"reduction": REDUCTION[arch], **settings})
+    counts = {"num_classes": 100, "steps_per_epoch": 1, "epochs": 1}
+    return predict_cost(ModelSettings(name=arch), task, DataSettings(), **counts).relative_time

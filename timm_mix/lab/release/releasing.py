@@ -25,6 +25,7 @@ from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.files import write_json, write_whole
 from timm_mix.train.loop.results import checkout_commit
 from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.text import check_settings
 
 __all__ = ["Release", "Run", "forget_origin", "read_run", "replacing", "take_model", "write_release"]
@@ -90,8 +91,8 @@ def read_run(folder: str | Path) -> Run:
     lacking = [key for key in wanted if not isinstance(results, dict) or results.get(key) is None]
     if lacking:
         raise UsageError(f"{folder}/results.json must be that of a run of train.py, it has no {lacking[0]!r}")
-    config = Config(**check_settings(f"{folder}/results.json", results["config"], Config))
-    done, total = len(results["epochs"]), results.get("total_epochs", config.epochs)
+    config = Config.of(**check_settings(f"{folder}/results.json", results["config"], Config))
+    done, total = len(results["epochs"]), results.get("total_epochs", config.optimise.epochs)
     if done < total or not (folder / "model" / "config.json").is_file():
         raise UsageError(
             f"the run in {folder} must be finished, it has {done} of {total} epochs; --resume auto goes on"
@@ -126,9 +127,9 @@ def take_model(run: Run, tag: str, *, fold: bool, license: str | None, data_name
             f"a tag names an architecture as it is registered, the model of {run.folder} is {arch} with "
             f"{', '.join(f'{key}={value!r}' for key, value in rest.items())}; save it without a tag"
         )
-    if license is None and (run.config.pretrained or run.config.initial_checkpoint):
+    if license is None and (run.config.model.pretrained or run.config.model.initial_checkpoint):
         raise UsageError("the run started from others' weights, whose licence counts: give --license")
-    name = data_name or run.config.dataset.rpartition("/")[2]
+    name = data_name or run.config.data.dataset.rpartition("/")[2]
     if not name:
         raise UsageError("the run read a folder of images: say by --data-name what they are called, such as cifar100")
     data_config = resolve_data_config({}, model=model)
@@ -188,8 +189,8 @@ def write_release(
     with replacing(target) as scratch:
         save_pretrained(release.model, scratch, label_names=release.labels, data_config=release.data_config)
         (scratch / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
-        real = {DATA_HERE: str(run.config.data_dir)}
-        flags = _data_flags(run.config, folds=hasattr(release.model, "fold"))
+        real = {DATA_HERE: str(run.config.data.data_dir)}
+        flags = _data_flags(run.config.data, run.config.augment.aug, folds=hasattr(release.model, "fold"))
         measured = evaluate(["--model", str(scratch), *(real.get(flag, flag) for flag in flags)])
         shipped = is_declared(release.name) and target.parent.resolve() == shipped_folder().resolve()
         place = os.path.relpath(target, ROOT) if target.resolve().is_relative_to(ROOT) else str(target)
@@ -207,13 +208,13 @@ def write_release(
     return results
 
 
-def _data_flags(config: Config, *, folds: bool) -> list[str]:
+def _data_flags(images: DataSettings, aug: str, *, folds: bool) -> list[str]:
     """What tells validate.py of the images that the run validated on; the CPU, so that it gives the same anywhere."""
-    flags = ["--dataset", config.dataset] if config.dataset else []
-    flags += ["--data-dir", DATA_HERE] if config.data_dir else []
-    flags += ["--split", config.val_split] if config.val_split != "validation" else []
-    flags += ["--class-map", config.class_map] if config.class_map else []
-    return [*flags, "--aug", config.aug, *(["--fold"] if folds else []), "--cpu"]
+    flags = ["--dataset", images.dataset] if images.dataset else []
+    flags += ["--data-dir", DATA_HERE] if images.data_dir else []
+    flags += ["--split", images.val_split] if images.val_split != "validation" else []
+    flags += ["--class-map", images.class_map] if images.class_map else []
+    return [*flags, "--aug", aug, *(["--fold"] if folds else []), "--cpu"]
 
 
 def _results(run: Run, release: Release, measured: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -223,7 +224,7 @@ def _results(run: Run, release: Release, measured: Mapping[str, Any], folder: Pa
         "name": release.name,
         "hub_id": hub_id(release.name),
         "license": release.license,
-        "method": run.config.task,
+        "method": run.config.task.name,
         "folded_from": release.folded_from,
         "members": measured["model"]["members"],
         "prediction": measured["model"]["prediction"],
@@ -236,7 +237,7 @@ def _results(run: Run, release: Release, measured: Mapping[str, Any], folder: Pa
         },
         "data": {
             "name": release.data_name,
-            "split": run.config.val_split,
+            "split": run.config.data.val_split,
             "images": measured["data"]["images"],
             "train_images": run.results["data"]["train_images"],
             "classes": measured["data"]["classes"],
@@ -255,19 +256,19 @@ def _training(run: Run, recipe: str) -> dict[str, Any]:
     results, config = run.results, run.config
     processes = results["hardware"]["processes"]
     start = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
-    data = f" --data-dir {DATA_HERE}" if config.data_dir else ""
+    data = f" --data-dir {DATA_HERE}" if config.data.data_dir else ""
     known = {"commit": results["commit"]} if results.get("commit") else {"released_at": checkout_commit()}
     return {
         "command": f"{start} train_scripts/train.py --config {recipe}{data}",
         "seed": results["seed"],
         "epochs": len(results["epochs"]),
-        "export": config.export,
-        "averaged": config.model_ema,
+        "export": config.run.export,
+        "averaged": config.optimise.model_ema,
         "seconds": round(sum(row.get("train_seconds", 0.0) for row in results["epochs"]), 1),
         "hardware": results["hardware"],
         "versions": results["versions"],
         **known,
-        "figures_in_training": {key: value for key, value in results[config.export].items() if key != "chosen_on"},
+        "figures_in_training": {key: value for key, value in results[config.run.export].items() if key != "chosen_on"},
     }
 
 
@@ -275,7 +276,7 @@ def _recipe(run: Run, release: Release, command: str) -> str:
     """The settings that differ from train.py's defaults, as a recipe that train.py reads."""
     given: dict[str, Any] = {}
     defaults = dataclasses.asdict(Config())
-    for name, value in dataclasses.asdict(run.config).items():
+    for name, value in run.config.flat().items():
         if name in ("model", "seed") or (name not in _OF_THE_MACHINE and value != defaults[name]):
             given[name] = list(value) if isinstance(value, tuple) else value
     given["experiment"] = release.name.replace(".", "_")

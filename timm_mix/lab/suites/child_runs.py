@@ -5,7 +5,6 @@ A run's folder holds what train.py writes there, `recipe.yaml` (its settings; tr
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -33,7 +32,7 @@ TRAIN = (sys.executable, "-m", "timm_mix", "train")
 POLL_SECONDS = 0.1
 # change nothing of what comes out (workers: but for a stream)
 _FREE = (
-    *("output", "experiment", "resume", "pin_mem", "workers"),
+    *("output", "experiment", "resume", "pin_mem", "workers", "imports"),
     *("checkpoint_interval", "checkpoint_hist", "tracker", "log_interval"),
 )
 
@@ -70,7 +69,7 @@ def progress_of(run: Run) -> Progress:
         return Progress(len(results["epochs"]), results)
     recipe = run.folder / "recipe.yaml"
     if (run.folder / "checkpoints").exists() and recipe.is_file():
-        _check_same(run, _plain(Config(**load_recipe(recipe))))
+        _check_same(run, _plain(Config.of(**load_recipe(recipe))))
     return Progress(0, None)
 
 
@@ -221,10 +220,10 @@ def _read_results(path: Path) -> dict[str, Any] | None:
 
 def _check_same(run: Run, made_with: dict[str, Any]) -> None:
     """A setting that the file lacks is younger than the run, which had its default."""
-    wanted, default = _plain(run.config), _plain(Config())
+    wanted, default = _plain(run.config), _plain(Config.of())
     for name, value in wanted.items():
         before = made_with.get(name, default[name])
-        free = name in _FREE and not (name == "workers" and is_stream(run.config.dataset))
+        free = name in _FREE and not (name == "workers" and is_stream(run.config.data.dataset))
         if not free and before != value:
             raise UsageError(
                 f"{run.folder} was made with {name}={before}, the suite wants {value}: "
@@ -234,4 +233,4 @@ def _check_same(run: Run, made_with: dict[str, Any]) -> None:
 
 def _plain(config: Config) -> dict[str, Any]:
     """As json has it: lists for tuples."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(config.flat()))

@@ -113,9 +113,10 @@ def cost_rows(suite: Suite, results: Results) -> list[CostRow]:
 
 
 def _predicted(content: dict[str, Any]) -> Cost:
-    known = {key: value for key, value in content["config"].items() if key in Config.__dataclass_fields__}
+    known = {key: value for key, value in content["config"].items() if key in Config.settings()}
+    config = Config.of(**known)
     steps = {"steps_per_epoch": content["steps_per_epoch"], "epochs": content["total_epochs"]}
-    return predict_cost(Config(**known), num_classes=content["data"]["classes"], **steps)
+    return predict_cost(config.model, config.task, config.data, num_classes=content["data"]["classes"], **steps)
 
 
 def _over_seeds(

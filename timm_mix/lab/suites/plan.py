@@ -5,12 +5,12 @@
     data: {images: 1437, classes: 10}           # training images; for the predicted cost, may be left out
     settings: {epochs: 4}       # of every run, over its recipe
     methods:
-      - recipe: ../recipes/digits/vanilla_wrn16_2.yaml      # beside the suite file; may be left out
+      - recipe: digits/vanilla_wrn16_2      # of the package, or a file beside the suite; may be left out
         name: vanilla           # default: the file's name
-      - recipe: ../recipes/digits/vanilla_wrn16_2.yaml
+      - recipe: my_recipes/vanilla.yaml
         name: mixup
         settings: {mixup: 0.2}  # of this method, over those above
-      - recipe: ../recipes/cifar100/*_b4.yaml       # a pattern: one method per file
+      - recipe: cifar100/*_b4   # a pattern: one method per recipe
         baseline: mixup         # another baseline for these
 
 Settings of a dict type (`mix`, `model_kwargs`) are merged key by key, as train.py's flags are; an empty
@@ -30,6 +30,9 @@ from timm_mix.places import shipped
 from timm_mix.tasks import task_settings
 from timm_mix.train.errors import UsageError, check_keys
 from timm_mix.train.settings.config import Config, load_recipe
+from timm_mix.train.settings.modules import import_modules
+from timm_mix.train.settings.recipes import recipe_names, recipes_folder
+from timm_mix.train.settings.task import PLAIN
 from timm_mix.train.settings.text import check_settings, read_yaml
 
 __all__ = ["SUITES", "Method", "Run", "Suite", "find_suite", "load_suite"]
@@ -60,7 +63,7 @@ class Run:
 
     @property
     def config(self) -> Config:
-        return Config(**self.settings)
+        return Config.of(**self.settings)
 
     @property
     def seed(self) -> int:
@@ -164,15 +167,19 @@ def _methods(
         for more in (shared, own, over):
             settings = _merged(settings, more)
         settings = {key: value for key, value in settings.items() if key not in _OF_THE_HARNESS}
+        import_modules(settings.get("imports", ()))
         _check_together(f"{where} ({called})", settings)
         methods.append(Method(called, settings, baseline if baseline != called else None))
     return methods
 
 
 def _recipes(where: str, folder: Path, pattern: str) -> list[Path]:
+    """Files beside the suite, or recipes that come with the package, which are named without a path."""
+    ours = recipes_folder()
     if not glob.has_magic(pattern):
-        return [folder / pattern]
-    found = sorted(glob.glob(str(folder / pattern)))
+        beside = folder / pattern
+        return [beside if beside.exists() or pattern not in recipe_names() else ours / f"{pattern}.yaml"]
+    found = sorted(glob.glob(str(folder / pattern))) or sorted(glob.glob(str(ours / f"{pattern}.yaml")))
     if not found:
         raise UsageError(f"{where}: no recipe is called {folder / pattern}")
     return [Path(path) for path in found]
@@ -188,12 +195,13 @@ def _settings(where: str, content: Any) -> dict[str, Any]:
 
 def _check_together(where: str, settings: dict[str, Any]) -> None:
     try:
-        config = Config(**settings)
+        config = Config.of(**settings)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-    if config.task != "classification":
-        known = task_settings(config.task)
-        check_keys(f"{where}: mix", config.mix, known, f"task {config.task} has {', '.join(sorted(known))}")
+    task = config.task
+    if task.name != PLAIN:
+        known = task_settings(task.name)
+        check_keys(f"{where}: mix", task.mix, known, f"task {task.name} has {', '.join(sorted(known))}")
 
 
 def _check_names(where: str, methods: Sequence[Method]) -> None:

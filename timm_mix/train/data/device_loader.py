@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, IterableDataset
 from torchvision.transforms import v2
 
-from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.data.loaders import create_eval_loader
 from timm_mix.train.data.device_transforms import NO_AUGMENTATION, Augmentation, cut_views, erase, plan_views, to_device
 from timm_mix.train.errors import UsageError
@@ -157,29 +157,30 @@ class DeviceLoader:
 
 
 def create_device_loaders(
-    config: Config,
+    images: DataSettings,
+    augmentation: Augmentation,
     train: Dataset,
     validation: Dataset,
     data_config: Mapping[str, Any],
-    options: Mapping[str, Any],
     *,
+    seed: int,
     views: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
+    channels_last: bool = False,
 ) -> tuple[DeviceLoader, DeviceLoader]:
-    """Training and evaluation loaders of one process; the arguments are those of `timm_mix.train.loop.build.build_loaders`."""
-    settings = device_augmentation(config.aug, options)
-    sharing: dict[str, Any] = {"seed": config.seed, "rank": rank, "world_size": world_size}
-    sampler = EpochBatchSampler(len(train), config.batch_size, repeats=config.batch_repeats, **sharing)  # type: ignore[arg-type]
+    """Training and evaluation loaders of one process, as `timm_mix.train.loop.build.build_loaders` asks for them."""
+    sharing: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
+    sampler = EpochBatchSampler(len(train), images.batch_size, repeats=images.batch_repeats, **sharing)  # type: ignore[arg-type]
     mean, std, (channels, *size) = (data_config[name] for name in ("mean", "std", "input_size"))
-    how: dict[str, Any] = {"interpolation": data_config["interpolation"], "device": device, "workers": config.workers}
+    how: dict[str, Any] = {"interpolation": data_config["interpolation"], "device": device, "workers": images.workers}
     memories = [load_images(dataset, tuple(size), channels, **how) for dataset in (train, validation)]
     shard = ShardSampler(len(memories[1]), rank, world_size)
-    batches = BatchSampler(shard, config.validation_batch_size or config.batch_size, drop_last=False)
-    form: Any = {"channels_last": config.channels_last}
+    batches = BatchSampler(shard, images.validation_batch_size or images.batch_size, drop_last=False)
+    form: Any = {"channels_last": channels_last}
     return (
-        DeviceLoader(memories[0], sampler, mean, std, settings=settings, views=views, **form),
+        DeviceLoader(memories[0], sampler, mean, std, settings=augmentation, views=views, **form),
         DeviceLoader(memories[1], batches, mean, std, **form),
     )
 

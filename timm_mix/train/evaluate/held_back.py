@@ -9,8 +9,8 @@ from timm_mix.train.data.digits import TRAIN_SPLITS
 from timm_mix.train.data.image_folder import ImageFiles, open_image_folder
 from timm_mix.train.data.sources import FOLDER_NAMES, SPLIT_NAMES
 from timm_mix.train.errors import UsageError
-from timm_mix.train.evaluate.settings import ValidateConfig
-from timm_mix.train.settings.config import Config
+from timm_mix.train.evaluate.settings import Evaluated, ImagesOf
+from timm_mix.train.settings.run import RunSettings
 
 __all__ = ["HeldBack", "held_back", "open_held_back"]
 
@@ -24,50 +24,50 @@ class HeldBack:
     train_split: str = "train"
 
 
-def held_back(config: ValidateConfig) -> HeldBack | None:
+def held_back(images: ImagesOf, model: Evaluated) -> HeldBack | None:
     """What the flags say; else what the run did whose model it is, if the images are those of the run.
 
     Raises:
         UsageError: a fraction of data that are no folder.
     """
-    run = _run_of(config)
-    seed = run.get("seed", Config().seed) if config.val_seed is None else config.val_seed
-    theirs = run.get("val_fraction") if _same_images(config, run) else None
-    fraction = theirs if config.val_fraction is None else config.val_fraction
+    run = _run_of(model)
+    seed = run.get("seed", RunSettings().seed) if images.val_seed is None else images.val_seed
+    theirs = run.get("val_fraction") if _same_images(images, run) else None
+    fraction = theirs if images.val_fraction is None else images.val_fraction
     if fraction is None:
         return None
-    if config.dataset.lower() not in FOLDER_NAMES or config.data_dir is None or config.class_map:
-        given = config.dataset or config.class_map or config.data_dir
+    if images.dataset.lower() not in FOLDER_NAMES or images.data_dir is None or images.class_map:
+        given = images.dataset or images.class_map or images.data_dir
         raise UsageError(f"val_fraction is for a folder of images, got {given}: drop it")
     return HeldBack(fraction, seed, run.get("train_split", "train"))
 
 
-def open_held_back(config: ValidateConfig, wanted: HeldBack) -> ImageFiles:
+def open_held_back(images: ImagesOf, wanted: HeldBack) -> ImageFiles:
     """The images that were held back; with --split train the others.
 
     Raises:
         UsageError: what open_image_folder raises, or an unknown split.
     """
-    if config.split not in SPLIT_NAMES:
-        raise UsageError(f"split must be one of {', '.join(SPLIT_NAMES)}, got {config.split!r}")
+    if images.split not in SPLIT_NAMES:
+        raise UsageError(f"split must be one of {', '.join(SPLIT_NAMES)}, got {images.split!r}")
     train, validation, _ = open_image_folder(
-        config.data_dir or "", train_split=wanted.train_split, val_fraction=wanted.fraction, seed=wanted.seed
+        images.data_dir or "", train_split=wanted.train_split, val_fraction=wanted.fraction, seed=wanted.seed
     )
-    return train if config.split in TRAIN_SPLITS else validation
+    return train if images.split in TRAIN_SPLITS else validation
 
 
-def _same_images(config: ValidateConfig, run: dict[str, Any]) -> bool:
-    theirs, ours = run.get("data_dir"), config.data_dir
+def _same_images(images: ImagesOf, run: dict[str, Any]) -> bool:
+    theirs, ours = run.get("data_dir"), images.data_dir
     return bool(theirs and ours) and Path(theirs or "").resolve() == Path(ours or "").resolve()
 
 
-def _run_of(config: ValidateConfig) -> dict[str, Any]:
+def _run_of(model: Evaluated) -> dict[str, Any]:
     """The settings of the run that made the model, from the results.json beside it; empty where there is none."""
-    own = Path(config.checkpoint or config.model.removeprefix("local-dir:"))
+    own = Path(model.checkpoint or model.name.removeprefix("local-dir:"))
     if not own.exists():  # a name
         return {}
     folder = own.resolve().parent  # of model/, or checkpoints/
-    path = (folder.parent if config.checkpoint else folder) / "results.json"
+    path = (folder.parent if model.checkpoint else folder) / "results.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))["config"]
     except (OSError, ValueError, TypeError, KeyError):

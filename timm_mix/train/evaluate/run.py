@@ -43,25 +43,25 @@ class Evaluation:
 
     def __init__(self, config: ValidateConfig, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
-        self.images, self.class_names = open_images(config)
-        self.subject: Subject = open_subject(config, self.class_names)
+        self.images, self.class_names = open_images(config.images, config.model)
+        self.subject: Subject = open_subject(config.model, self.class_names)
         self.images.mode = self.subject.mode  # type: ignore[attr-defined]
         self.network = Network(
             self.subject.model,
             self.subject.data_config,
             accelerator,
-            folded=fold(self.subject) if config.fold else None,
-            channels_last=config.channels_last,
+            folded=fold(self.subject) if config.measured.fold else None,
+            channels_last=config.model.channels_last,
         )
         self.to_pixels = pixel_transform(self.subject)
-        self.folder = Path(config.output)
+        self.folder = Path(config.measured.output)
 
     def run(self) -> dict[str, Any]:
         """All sections; the main process alone computes figures, draws and writes."""
         begun = time.perf_counter()
         outputs, target = self._over(self.images, lambda pixels, _: self.network.outputs(pixels), "evaluate")
         seconds = time.perf_counter() - begun
-        attacked = self._attacked() if self.config.robustness else None
+        attacked = self._attacked() if self.config.measured.robustness else None
         corrupted = self._corrupted()
         if not self.accelerator.is_main_process:
             return {}
@@ -71,7 +71,7 @@ class Evaluation:
         content["throughput"] = {**self._throughput(), "pass_over_the_images_seconds": round(seconds, 3)}
         content |= {"fgsm": attacked} if attacked else {}
         content |= {"corruptions": corrupted} if corrupted else {}
-        if self.config.save_predictions:
+        if self.config.measured.save_predictions:
             tensors = {"logits": outputs, "target": target}
             write_whole(self.folder / "predictions.safetensors", lambda stream: stream.write(to_safetensors(tensors)))
         self._draw(outputs, target, content)
@@ -84,11 +84,11 @@ class Evaluation:
     ) -> tuple[Tensor, Tensor]:
         """`step` over a data set: its outputs and the labels, in the data set's order."""
         pixels = PixelDataset(images, self.to_pixels, self.subject.mode, corruption)
-        loader = create_loader(pixels, self.config.batch_size, self.config.workers, self.accelerator)
+        loader = create_loader(pixels, self.config.images.batch_size, self.config.images.workers, self.accelerator)
         return collect(step, loader, self.accelerator, self.subject.num_classes, what)
 
     def _attacked(self) -> dict[str, Any]:
-        epsilons = self.config.epsilons
+        epsilons = self.config.measured.epsilons
         step = partial(fgsm_scores, self.network, epsilons=[epsilon / 255 for epsilon in epsilons])
         scores, _ = self._over(self.images, step, "FGSM")
         by_size = [figures_of(scores[:, i], self.network.names) for i in range(len(epsilons))]
@@ -100,17 +100,17 @@ class Evaluation:
         }
 
     def _corrupted(self) -> dict[str, Any] | None:
-        config, families = self.config, {}
-        names = families_in(Path(config.corruptions_dir)) if config.corruptions_dir else config.corruptions
+        wanted, families = self.config.measured, {}
+        names = families_in(Path(wanted.corruptions_dir)) if wanted.corruptions_dir else wanted.corruptions
         step = partial(sample_scores, self.network)
         for name in names:
             by_severity = []
             for severity in SEVERITIES:
                 what = f"{name} {severity}"
-                if config.corruptions_dir:
-                    scores, _ = self._over(NpyCorruption(Path(config.corruptions_dir), name, severity), step, what)
+                if wanted.corruptions_dir:
+                    scores, _ = self._over(NpyCorruption(Path(wanted.corruptions_dir), name, severity), step, what)
                 else:
-                    scores, _ = self._over(self.images, step, what, Corruption(name, severity, config.seed))
+                    scores, _ = self._over(self.images, step, what, Corruption(name, severity, wanted.seed))
                 by_severity.append(figures_of(scores, self.network.names))
             families[name] = _columns(by_severity, self.network.names)
         if not families:
@@ -123,28 +123,30 @@ class Evaluation:
             for name in self.network.names
         }
         source = (
-            config.corruptions_dir
+            wanted.corruptions_dir
             or "made here (timm_mix/train/evaluate/corruptions.py), not comparable with published -C sets"
         )
         return {"source": source, "severities": list(SEVERITIES), "mean": mean, "families": families}
 
     def _figures(self, outputs: Tensor, target: Tensor) -> dict[str, Any]:
         return {
-            name: dataclasses.asdict(score(self.network.predictor(outputs, name), target, seed=self.config.seed))
+            name: dataclasses.asdict(
+                score(self.network.predictor(outputs, name), target, seed=self.config.measured.seed)
+            )
             for name in self.network.names
         }
 
     def _about(self, count: int) -> dict[str, Any]:
         subject, config = self.subject, self.config
-        held = held_back(config)
+        held = held_back(config.images, config.model)
         machine = describe_machine(self.accelerator.device, self.accelerator.num_processes)
         return {
             "kind": KIND,
             "command": sys.argv,
-            "config": dataclasses.asdict(config),
+            "config": config.flat(),
             **machine,
             "model": {
-                "name": subject.settings.model,
+                "name": subject.settings.model.name,
                 "architecture": subject.architecture,
                 "weights": subject.weights,
                 "parameters": sum(p.numel() for p in subject.model.parameters()),
@@ -155,7 +157,7 @@ class Evaluation:
                 "images": count,
                 "held_back": None if held is None else dataclasses.asdict(held),
                 "classes": subject.num_classes,
-                "transform": subject.settings.aug,
+                "transform": subject.settings.augment.aug,
                 **subject.data_config,
             },
             "protocol": PROTOCOL,
@@ -163,7 +165,7 @@ class Evaluation:
 
     def _throughput(self) -> dict[str, Any]:
         """Images per second of the forward pass alone, on this machine, in one process."""
-        size = (self.config.batch_size, *self.subject.data_config["input_size"])
+        size = (self.config.images.batch_size, *self.subject.data_config["input_size"])
         images = self.network.normalised(torch.rand(size, device=self.accelerator.device))
         nets = {self.network.whole: self.network.model, "folded": self.network.folded}
         rates = {name: self._rate(net, images) for name, net in nets.items() if net is not None}
@@ -187,7 +189,7 @@ class Evaluation:
         whole, title = self.network.whole, self.subject.architecture
         logits = self.network.predictor(outputs, whole)
         panels = {}
-        calibrated, _ = cross_fit_temperature(logits, target, seed=self.config.seed)
+        calibrated, _ = cross_fit_temperature(logits, target, seed=self.config.measured.seed)
         figures = content["figures"][whole]
         for name, z, ece in (
             ("as it is", logits, figures["ece"]),

@@ -1,80 +1,132 @@
-"""Settings of an evaluation, from the command line; the names are those of train.py and timm's validate.py."""
+"""Settings of an evaluation, from the command line; most are those of training, where their help and ranges stand."""
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from timm_mix.train.errors import UsageError
 from timm_mix.train.evaluate.corruptions import family_names
-from timm_mix.train.settings.text import Parser, parse_pairs
+from timm_mix.train.finetune.settings import FinetuneSettings
+from timm_mix.train.settings.augment import STYLES, AugmentSettings
+from timm_mix.train.settings.data import DataSettings
+from timm_mix.train.settings.fields import AT_LEAST_0, Range, check_fields, like, setting
+from timm_mix.train.settings.model import Floats, ModelSettings
+from timm_mix.train.settings.nested import Nested
+from timm_mix.train.settings.optimise import OptimiseSettings
+from timm_mix.train.settings.run import RunSettings
+from timm_mix.train.settings.text import parse_flags
 
-__all__ = ["ValidateConfig", "parse_validate"]
+__all__ = ["Evaluated", "ImagesOf", "Measured", "ValidateConfig", "parse_validate"]
 
 # of these None means: as the checkpoint's run had it, else as the model says
 _LIKE_TRAINING = ("in_chans", "img_size", "mean", "std", "interpolation", "crop_pct", "aug")
+_PIXELS = Range("lie in [0, 255]", lambda value: 0 <= value <= 255)
 
 
 @dataclass(frozen=True)
-class ValidateConfig:
-    """One evaluation. Of the settings of the images None leaves them to the checkpoint's run, else to the model."""
+class Evaluated:
+    """model"""
 
-    model: str
-    output: str
-    checkpoint: str | None
-    initial_checkpoint: str | None
-    pretrained: bool
-    use_ema: bool
-    model_kwargs: dict[str, Any]
-    num_classes: int | None
-    data_dir: str | None
-    dataset: str
-    split: str
-    val_fraction: float | None
-    val_seed: int | None
-    class_map: str | None
-    dataset_download: bool
-    batch_size: int
-    workers: int
-    in_chans: int | None
-    img_size: int | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    interpolation: str | None
-    crop_pct: float | None
-    aug: str | None
-    fold: bool
-    robustness: bool
-    epsilons: tuple[float, ...]
-    corruptions: tuple[str, ...]
-    corruptions_dir: str | None
-    save_predictions: bool
-    seed: int
-    amp: bool
-    amp_dtype: str
-    channels_last: bool
-    cpu: bool
+    name: str = setting(
+        "",
+        "a saved model's folder (local-dir:FOLDER or FOLDER), hf-hub:ID, a checkpoint of train, or a timm name",
+        name="model",
+    )
+    checkpoint: str | None = setting(None, "checkpoint of train (checkpoints/*.pt) for a timm name")
+    initial_checkpoint: str | None = setting(None, "weights that timm loads, for a timm name")
+    pretrained: bool = setting(False, "published weights, for a timm name")
+    use_ema: bool = setting(True, "averaged weights of a checkpoint that has them")
+    model_kwargs: dict[str, Any] = like(ModelSettings, "model_kwargs")
+    num_classes: int | None = like(
+        ModelSettings, "num_classes", why="default: the checkpoint's, the model's or the data's"
+    )
+    in_chans: int | None = like(ModelSettings, "in_chans")
+    img_size: int | None = like(ModelSettings, "img_size")
+    mean: Floats | None = like(ModelSettings, "mean")
+    std: Floats | None = like(ModelSettings, "std")
+    interpolation: str | None = like(ModelSettings, "interpolation")
+    crop_pct: float | None = like(ModelSettings, "crop_pct")
+    aug: str | None = like(
+        AugmentSettings,
+        "aug",
+        default=None,
+        why="style of the images' transform: small, imagenet or none; default: the run's, else imagenet",
+        choices=(None, *STYLES),
+    )
+    channels_last: bool = like(ModelSettings, "channels_last")
+    amp: bool = like(OptimiseSettings, "amp")
+    amp_dtype: str = like(OptimiseSettings, "amp_dtype")
+    cpu: bool = like(RunSettings, "cpu")
 
     def __post_init__(self) -> None:
-        least_of = {"batch_size": 1, "workers": 0, "seed": 0, "val_seed": 0, "num_classes": 1, "img_size": 1}
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be >= {least}, got {value}")
-        if not all(0 <= epsilon <= 255 for epsilon in self.epsilons):
-            raise UsageError(f"eps must lie in [0, 255], got {' '.join(f'{e:g}' for e in self.epsilons)}")
-        if self.val_seed is not None and self.val_fraction is None:
-            raise UsageError(f"val_seed goes with val_fraction, got {self.val_seed} alone; give --val-fraction, too")
-        if self.corruptions and self.corruptions_dir:
-            raise UsageError("corruptions are made by --corruptions or read by --corruptions-dir, got both; drop one")
+        check_fields(self)
+        if not self.name:
+            raise UsageError("--model is missing: a saved model's folder, hf-hub:ID, a checkpoint, or a timm name")
         if self.checkpoint and self.initial_checkpoint:
             raise UsageError("weights come from --checkpoint or --initial-checkpoint, got both; drop one")
 
     @property
     def like_training(self) -> dict[str, Any]:
-        """What was given of the settings that a run of train.py has, too."""
+        """What was given of the settings that a run of training has, too."""
         return {name: getattr(self, name) for name in _LIKE_TRAINING if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class ImagesOf:
+    """images"""
+
+    dataset: str = like(DataSettings, "dataset")
+    data_dir: str | None = like(DataSettings, "data_dir")
+    split: str = setting("validation", "split that is measured")
+    val_fraction: float | None = like(
+        FinetuneSettings,
+        "val_fraction",
+        why="the images that finetune --val-fraction held back (default: as the run of --model did, where it has "
+        "results.json and the same --data-dir)",
+    )
+    val_seed: int | None = setting(
+        None, "--seed of the run that held them back (default: its own, else 42)", AT_LEAST_0
+    )
+    class_map: str | None = like(DataSettings, "class_map")
+    dataset_download: bool = like(DataSettings, "dataset_download")
+    batch_size: int = like(DataSettings, "batch_size")
+    workers: int = like(DataSettings, "workers")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.val_seed is not None and self.val_fraction is None:
+            raise UsageError(f"val_seed goes with val_fraction, got {self.val_seed} alone; give --val-fraction, too")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """what is measured"""
+
+    output: str = setting("", "folder for results.json and the pictures")
+    fold: bool = setting(False, "also the folded network of a MixMo model")
+    robustness: bool = setting(False, "accuracy under FGSM")
+    epsilons: Floats = setting((1.0, 2.0, 4.0, 8.0, 16.0), "sizes of the FGSM step in 1/255", _PIXELS, flag="--eps")
+    corruptions: tuple[str, ...] = setting((), "families of common corruptions, or all")
+    corruptions_dir: str | None = setting(None, "corrupted images: labels.npy and <family>.npy")
+    save_predictions: bool = setting(False, "logits of all images: predictions.safetensors")
+    seed: int = like(RunSettings, "seed", default=0, why="of the corruptions and of the halves for temperatures")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.output:
+            raise UsageError("--output is missing: a folder for results.json and the pictures")
+        if self.corruptions and self.corruptions_dir:
+            raise UsageError("corruptions are made by --corruptions or read by --corruptions-dir, got both; drop one")
+
+
+@dataclass(frozen=True)
+class ValidateConfig(Nested):
+    """One evaluation. Of the settings of the images None leaves them to the checkpoint's run, else to the model."""
+
+    model: Evaluated = field(default_factory=Evaluated)
+    images: ImagesOf = field(default_factory=ImagesOf)
+    measured: Measured = field(default_factory=Measured)
 
 
 def parse_validate(argv: Sequence[str] | None = None) -> ValidateConfig:
@@ -83,77 +135,10 @@ def parse_validate(argv: Sequence[str] | None = None) -> ValidateConfig:
     Raises:
         UsageError: anything that is wrong with the flags.
     """
-    values = vars(_parser().parse_args(argv))
-    values["model_kwargs"] = parse_pairs("model_kwargs", values["model_kwargs"])
-    values["corruptions"] = tuple(family_names(values["corruptions"]))
-    for name in ("mean", "std", "epsilons"):
-        values[name] = tuple(values[name]) if values[name] is not None else None
-    if Path(values["model"]).is_file() and not values["checkpoint"]:  # a checkpoint knows its model
-        values["checkpoint"] = values["model"]
-    return ValidateConfig(**values)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(description="Evaluate members, ensemble and folded network of an image classifier.")
-    _add_model(parser.add_argument_group("model"))
-    _add_data(parser.add_argument_group("images"))
-    wanted = parser.add_argument_group("what is measured")
-    wanted.add_argument("--output", required=True, metavar="DIR", help="folder for results.json and the pictures")
-    wanted.add_argument("--fold", action="store_true", help="also the folded network of a MixMo model")
-    wanted.add_argument("--robustness", action="store_true", help="accuracy under FGSM")
-    eps = wanted.add_argument("--eps", dest="epsilons", type=float, nargs="+", default=[1, 2, 4, 8, 16])
-    eps.help = "sizes of the FGSM step in 1/255 (default: 1 2 4 8 16)"
-    wanted.add_argument("--corruptions", nargs="+", default=[], metavar="NAME", help="families, or all")
-    wanted.add_argument("--corruptions-dir", metavar="DIR", help="corrupted images: labels.npy and <family>.npy")
-    wanted.add_argument("--save-predictions", action="store_true", help="logits of all images: predictions.safetensors")
-    wanted.add_argument("--seed", type=int, default=0, help="of the corruptions and of the halves for temperatures")
-    return parser
-
-
-def _add_model(group: Any) -> None:
-    group.add_argument(
-        "--model",
-        required=True,
-        help="a saved model's folder (local-dir:FOLDER or FOLDER), hf-hub:ID, a checkpoint of train.py, or a timm name",
-    )
-    group.add_argument("--checkpoint", metavar="FILE", help="checkpoint of train.py (checkpoints/*.pt) for a timm name")
-    group.add_argument("--initial-checkpoint", metavar="FILE", help="weights that timm loads, for a timm name")
-    group.add_argument("--pretrained", action="store_true", help="published weights, for a timm name")
-    group.add_argument(
-        "--use-ema",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="averaged weights of a checkpoint that has them",
-    )
-    group.add_argument("--model-kwargs", nargs="+", default=[], metavar="KEY=VALUE")
-    group.add_argument("--num-classes", type=int, help="default: the checkpoint's, the model's or the data's")
-    group.add_argument("--channels-last", action="store_true")
-    group.add_argument("--amp", action="store_true", help="mixed precision")
-    group.add_argument("--amp-dtype", choices=("bfloat16", "float16"), default="bfloat16")
-    group.add_argument("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
-
-
-def _add_data(group: Any) -> None:
-    group.add_argument("--dataset", default="", help="as in train.py: digits, '' (folder or tar), torch/..., hfds/...")
-    group.add_argument("--data-dir", help="root of the data set")
-    group.add_argument("--split", default="validation")
-    group.add_argument(
-        "--val-fraction",
-        type=float,
-        help="the images that finetune.py --val-fraction held back (default: as the run of --model did, where it has "
-        "results.json and the same --data-dir)",
-    )
-    group.add_argument("--val-seed", type=int, help="--seed of the run that held them back (default: its own, else 42)")
-    group.add_argument("--class-map")
-    group.add_argument("--dataset-download", action="store_true")
-    group.add_argument("--batch-size", type=int, default=64, help="per process")
-    group.add_argument("--workers", type=int, default=2)
-    group.add_argument("--in-chans", type=int)
-    group.add_argument("--img-size", type=int)
-    group.add_argument("--mean", type=float, nargs="+")
-    group.add_argument("--std", type=float, nargs="+")
-    group.add_argument("--interpolation")
-    group.add_argument("--crop-pct", type=float)
-    group.add_argument(
-        "--aug", choices=("small", "imagenet", "none"), help="style of the transform, see train.py (default: imagenet)"
-    )
+    about = "Evaluate members, ensemble and folded network of an image classifier."
+    _, values = parse_flags(argv, ValidateConfig, about, recipe=False)
+    values["corruptions"] = tuple(family_names(list(values.get("corruptions", ()))))
+    name = values.get("model", "")
+    if Path(name).is_file() and not values.get("checkpoint"):  # a checkpoint knows its model
+        values["checkpoint"] = name
+    return ValidateConfig.of(**values)

@@ -1,6 +1,5 @@
 """What an evaluation needs: the images, the model with its weights, and how the model wants its images."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from timm_mix.train.data.loaders import class_names, open_dataset
 from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.evaluate.held_back import held_back, open_held_back
-from timm_mix.train.evaluate.settings import ValidateConfig
+from timm_mix.train.evaluate.settings import Evaluated, ImagesOf
 from timm_mix.train.loop.build import build_model, data_config_of
 from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.model import ModelSettings
 
 __all__ = ["Subject", "fold", "open_images", "open_subject", "pixel_transform"]
 
@@ -48,7 +48,7 @@ class Subject:
 
     @property
     def architecture(self) -> str:
-        return str(self.model.pretrained_cfg.get("architecture") or self.settings.model)  # type: ignore[operator,union-attr]
+        return str(self.model.pretrained_cfg.get("architecture") or self.settings.model.name)  # type: ignore[operator,union-attr]
 
     @property
     def mode(self) -> str:
@@ -56,16 +56,16 @@ class Subject:
         return "L" if self.data_config["input_size"][0] == 1 else "RGB"
 
 
-def open_images(config: ValidateConfig) -> tuple[Dataset, list[str] | None]:
+def open_images(images: ImagesOf, model: Evaluated) -> tuple[Dataset, list[str] | None]:
     """The images, and the names of their classes where the data set has them.
 
     Raises:
         UsageError: what `open_dataset` raises, a stream, no image, or a single class.
     """
-    dataset = _open(config)
+    dataset = _open(images, model)
     if isinstance(dataset, IterableDataset):
         raise UsageError(
-            f"an evaluation reads its images by index, got the streamed data set {config.dataset!r}; take a folder, a "
+            f"an evaluation reads its images by index, got the streamed data set {images.dataset!r}; take a folder, a "
             "tar, torch/ or hfds/ data set"
         )
     names = class_names(dataset)
@@ -80,32 +80,32 @@ def open_images(config: ValidateConfig) -> tuple[Dataset, list[str] | None]:
     return dataset, names
 
 
-def _open(config: ValidateConfig) -> Dataset:
-    wanted = held_back(config)
+def _open(images: ImagesOf, model: Evaluated) -> Dataset:
+    wanted = held_back(images, model)
     if wanted is not None:
-        return open_held_back(config, wanted)
-    shared: dict[str, Any] = {"class_map": config.class_map, "download": config.dataset_download}
-    return open_dataset(config.dataset, config.data_dir, config.split, batch_size=config.batch_size, **shared)
+        return open_held_back(images, wanted)
+    shared: dict[str, Any] = {"class_map": images.class_map, "download": images.dataset_download}
+    return open_dataset(images.dataset, images.data_dir, images.split, batch_size=images.batch_size, **shared)
 
 
-def open_subject(config: ValidateConfig, names: list[str] | None) -> Subject:
+def open_subject(wanted: Evaluated, names: list[str] | None) -> Subject:
     """The model of the command line with its weights; `names` are the data's classes.
 
     Raises:
         UsageError: no such model or file, no weights, or other classes than the data's.
     """
-    content = read_checkpoint(_existing(config.checkpoint)) if config.checkpoint else None
-    settings = _settings(config, content)
-    state, weights = _weights(config, content)
-    classes = settings.num_classes
+    content = read_checkpoint(_existing(wanted.checkpoint)) if wanted.checkpoint else None
+    settings = _settings(wanted, content)
+    state, weights = _weights(wanted, content)
+    classes = settings.model.num_classes
     if content is not None:
-        classes = _classes_of(settings, state) or classes
-    elif classes is None and not settings.pretrained and names is not None:
+        classes = _classes_of(settings.model, state) or classes
+    elif classes is None and not settings.model.pretrained and names is not None:
         classes = len(names)
-    model: Any = build_model(settings, classes)
-    _load(model, state, config.checkpoint)
-    _check_classes(model, names, settings.model)
-    data_config = data_config_of(settings, model)
+    model: Any = build_model(settings.model, classes)
+    _load(model, state, wanted.checkpoint)
+    _check_classes(model, names, settings.model.name)
+    data_config = data_config_of(settings.model, model)
     return Subject(model, settings, data_config, model.num_classes, weights)
 
 
@@ -116,8 +116,8 @@ def fold(subject: Subject) -> nn.Module:
         UsageError: the model has none.
     """
     if not hasattr(subject.model, "fold"):
-        raise UsageError(f"--fold is for mixmo models, got {subject.settings.model}; drop it")
-    with user_errors(f"fold {subject.settings.model}"):
+        raise UsageError(f"--fold is for mixmo models, got {subject.settings.model.name}; drop it")
+    with user_errors(f"fold {subject.settings.model.name}"):
         return subject.model.fold()  # type: ignore[operator]
 
 
@@ -125,43 +125,43 @@ def pixel_transform(subject: Subject) -> Callable[[Image.Image], Tensor]:
     """PIL image -> [C, H, W] in [0, 1]: the evaluation transform without its normalisation."""
     channels = subject.data_config["input_size"][0]
     plain = {**subject.data_config, "mean": (0.0,) * channels, "std": (1.0,) * channels}
-    return create_transform(subject.settings.aug, plain, training=False)
+    return create_transform(subject.settings.augment.aug, plain, training=False)
 
 
-def _settings(config: ValidateConfig, content: dict[str, Any] | None) -> Config:
+def _settings(wanted: Evaluated, content: dict[str, Any] | None) -> Config:
     """The run's own settings where a checkpoint has them, with the command line's on top."""
-    known = {spec.name for spec in dataclasses.fields(Config)}
+    known = Config.settings()
     run = content["config"] if content is not None else {}
     settings = {name: run[name] for name in _FROM_RUN if name in run and name in known}
-    name = config.model
+    name = wanted.name
     if (Path(name) / "model" / "config.json").is_file() and not (Path(name) / "config.json").exists():
         raise UsageError(f"--model wants a saved model's folder, {name} holds one: give {Path(name) / 'model'}")
-    if name != config.checkpoint:
+    if name != wanted.checkpoint:
         if settings and settings.get("model") != name:
             settings.pop("model_kwargs", None)
         settings["model"] = f"local-dir:{name}" if Path(name).is_dir() else name
-    settings["pretrained"] = content is None and (config.pretrained or _brings_weights(settings["model"]))
-    settings["model_kwargs"] = {**settings.get("model_kwargs", {}), **config.model_kwargs}
-    settings["initial_checkpoint"] = config.initial_checkpoint
-    if config.num_classes is not None:
-        settings["num_classes"] = config.num_classes
+    settings["pretrained"] = content is None and (wanted.pretrained or _brings_weights(settings["model"]))
+    settings["model_kwargs"] = {**settings.get("model_kwargs", {}), **wanted.model_kwargs}
+    settings["initial_checkpoint"] = wanted.initial_checkpoint
+    if wanted.num_classes is not None:
+        settings["num_classes"] = wanted.num_classes
     with user_errors("use the checkpoint's settings"):
-        return Config(**{**settings, **config.like_training})
+        return Config.of(**{**settings, **wanted.like_training})
 
 
-def _weights(config: ValidateConfig, content: dict[str, Any] | None) -> tuple[dict[str, Tensor] | None, str]:
+def _weights(wanted: Evaluated, content: dict[str, Any] | None) -> tuple[dict[str, Tensor] | None, str]:
     """The state dict to load, and where the weights come from."""
     if content is not None:
-        key = "state_dict_ema" if config.use_ema and "state_dict_ema" in content else "state_dict"
-        return clean_state_dict(content[key]), f"{key} of {config.checkpoint}"
-    if config.initial_checkpoint:
-        return None, str(_existing(config.initial_checkpoint))
-    if Path(config.model).is_dir() or _brings_weights(config.model):
-        return None, config.model
-    if config.pretrained:
+        key = "state_dict_ema" if wanted.use_ema and "state_dict_ema" in content else "state_dict"
+        return clean_state_dict(content[key]), f"{key} of {wanted.checkpoint}"
+    if wanted.initial_checkpoint:
+        return None, str(_existing(wanted.initial_checkpoint))
+    if Path(wanted.name).is_dir() or _brings_weights(wanted.name):
+        return None, wanted.name
+    if wanted.pretrained:
         return None, "published"
     raise UsageError(
-        f"{config.model} needs weights to evaluate: give --checkpoint, --initial-checkpoint or --pretrained, or "
+        f"{wanted.name} needs weights to evaluate: give --checkpoint, --initial-checkpoint or --pretrained, or "
         "--model with a saved model's folder or a checkpoint"
     )
 
@@ -177,7 +177,7 @@ def _existing(file: str) -> Path:
     return Path(file)
 
 
-def _classes_of(settings: Config, state: dict[str, Tensor] | None) -> int | None:
+def _classes_of(settings: ModelSettings, state: dict[str, Tensor] | None) -> int | None:
     """The number of classes of a state dict, by the head's name in the model's pretrained_cfg."""
     with torch.device("meta"):
         model: Any = build_model(settings, None, device="meta")

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from timm_mix.train.errors import UsageError
-from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.optimise import OptimiseSettings
 
 __all__ = ["BlockSchedule", "GroupsOf", "own_block_group"]
 
 MARK = "mix_block"  # key of the groups that hold the Mix Block
 
 
-def own_block_group(config: Config, optimizer: torch.optim.Optimizer, net: Any) -> None:
+def own_block_group(wanted: OptimiseSettings, optimizer: torch.optim.Optimizer, net: Any) -> None:
     """Move the Mix Block's parameters into groups of their own, where the recipe has settings for it.
 
     Whether they are decayed, and how much, stays as it was; a scale of the learning rate by depth does not.
@@ -23,16 +23,16 @@ def own_block_group(config: Config, optimizer: torch.optim.Optimizer, net: Any) 
     Raises:
         UsageError: block_momentum with an optimizer that has none.
     """
-    if config.block_lr is None and config.block_min_lr is None and config.block_momentum is None:
+    if not wanted.of_the_block:
         return
     block: nn.Module = net.block
     members = {id(p) for p in block.parameters()}
     for group in list(optimizer.param_groups):
-        own = {MARK: True, "lr": config.lr if config.block_lr is None else config.block_lr}
-        if config.block_momentum is not None:
+        own = {MARK: True, "lr": wanted.lr if wanted.block_lr is None else wanted.block_lr}
+        if wanted.block_momentum is not None:
             if "momentum" not in group:
-                raise UsageError(f"block_momentum needs an optimizer with momentum, got opt {config.opt}; drop it")
-            own["momentum"] = config.block_momentum
+                raise UsageError(f"block_momentum needs an optimizer with momentum, got opt {wanted.opt}; drop it")
+            own["momentum"] = wanted.block_momentum
         theirs = {key: value for key, value in group.items() if key not in ("params", "lr_scale", *own)}
         moved = [p for p in group["params"] if id(p) in members]
         group["params"] = [p for p in group["params"] if id(p) not in members]

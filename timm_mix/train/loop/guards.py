@@ -1,6 +1,5 @@
 """What a run refuses: to go on with figures that are not finite, or with another recipe or data than it began with."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ FREE = {
     *("workers", "pin_mem", "data_dir", "dataset_download", "validation_batch_size", "pretrained"),
     *("initial_checkpoint", "grad_checkpointing", "channels_last", "torchcompile", "cpu", "member_parallel"),
     *("output", "experiment", "resume", "log_interval", "export", "tracker", "checkpoint_interval", "checkpoint_hist"),
-    *("deterministic", "check_images"),
+    *("deterministic", "check_images", "imports"),
 }
 ADVICE = "try a lower --lr, --clip-grad 1, a longer --warmup-epochs, or without --amp"
 
@@ -86,13 +85,10 @@ def check_run(
     Raises:
         UsageError: a setting that changes what is learnt, or a number, is another one now; one line names all of them.
     """
-    given = dataclasses.asdict(config)
-    free = FREE - {"workers"} if is_stream(config.dataset) else FREE
-    pairs = [
-        (f"{spec.name}={made_with.get(spec.name, _default(spec))}", f"{spec.name}={given[spec.name]}")
-        for spec in dataclasses.fields(config)
-        if spec.name not in free and made_with.get(spec.name, _default(spec)) != given[spec.name]
-    ]
+    given, settings = config.flat(), config.settings()
+    free = FREE - {"workers"} if is_stream(config.data.dataset) else FREE
+    then = {name: made_with.get(name, one.default) for name, one in settings.items() if name not in free}
+    pairs = [(f"{name}={was}", f"{name}={given[name]}") for name, was in then.items() if was != given[name]]
     pairs += [
         (f"{made_on[name]} {name}", f"{now} {name}") for name, now in facts.items() if made_on.get(name, now) != now
     ]
@@ -131,10 +127,6 @@ def _labels(dataset: Any) -> np.ndarray:
     samples = getattr(reader, "samples", None)
     pairs = samples if isinstance(samples, list) and samples and isinstance(samples[0], tuple) else []
     return np.array([pair[1] for pair in pairs])
-
-
-def _default(spec: dataclasses.Field) -> Any:
-    return spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Where a run stands: what is saved of it and how a run goes on from there."""
 
-import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +70,7 @@ class Keeper:
     ):
         self.config, self.accelerator, self.parallel, self.parts = config, accelerator, parallel, parts
         self.facts = {"processes": parallel.shares, **facts}
-        self.files = CheckpointFolder(config.folder / "checkpoints", config.checkpoint_hist)
+        self.files = CheckpointFolder(config.folder / "checkpoints", config.run.checkpoint_hist)
 
     def save(self, progress: Progress, *, final: bool = False) -> None:
         """
@@ -80,7 +79,7 @@ class Keeper:
         """
         state = {name: getattr(progress, name) for name in _PLACE}
         content = {"version": VERSION, "progress": state, "facts": self.facts}
-        content["config"] = dataclasses.asdict(self.config)
+        content["config"] = self.config.flat()
         main = self.accelerator.is_main_process
         content = self.parallel.whole({**content, **collect(**self.parts, sums=progress.sums, main=main)})
         if not main:
@@ -102,8 +101,8 @@ class Keeper:
             return Progress()
         content = read_checkpoint(path, check=False)
         check_run(path, content["config"], self.config, content["facts"], self.facts)
-        if content["config"]["member_parallel"] != self.config.member_parallel and self.accelerator.is_main_process:
-            how = "a part of the model" if self.config.member_parallel else "the whole model"
+        if content["config"]["member_parallel"] != self.config.run.member_parallel and self.accelerator.is_main_process:
+            how = "a part of the model" if self.config.run.member_parallel else "the whole model"
             print(f"going on with {how} per process, whose augmentation is drawn otherwise", flush=True)
         self._check_best(content["progress"]["history"])
         parallel = self.parallel
@@ -117,9 +116,9 @@ class Keeper:
         Raises:
             UsageError: it could not be written when it was due.
         """
-        content = read_checkpoint(self.files.best if self.config.export == "best" else self.files.last)
+        content = read_checkpoint(self.files.best if self.config.run.export == "best" else self.files.last)
         tops = [score(row) for row in history]
-        wanted = tops.index(max(tops)) + 1 if self.config.export == "best" else len(history)
+        wanted = tops.index(max(tops)) + 1 if self.config.run.export == "best" else len(history)
         if content["progress"]["epoch"] != wanted:
             raise UsageError(
                 f"the weights of epoch {wanted} could not be saved, {self.files.folder} has those of epoch "
@@ -132,7 +131,7 @@ class Keeper:
         told: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             try:
-                told[0] = self.files.find(self.config.resume)
+                told[0] = self.files.find(self.config.run.resume)
             except UsageError as error:
                 told[1] = str(error)
         broadcast_object_list(told)
@@ -148,7 +147,7 @@ class Keeper:
 
     def _check_best(self, history: list[dict[str, Any]]) -> None:
         """The best of the epochs that are done has to be here."""
-        if self.config.export == "best" and history and not self.files.best.is_file():
+        if self.config.run.export == "best" and history and not self.files.best.is_file():
             raise UsageError(f"--export best needs {self.files.best}; resume in the run's own folder")
 
 

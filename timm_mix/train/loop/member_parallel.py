@@ -22,7 +22,8 @@ from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks.member_parallel import gather_members, member_mesh
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.loop.build import build_model
-from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.model import ModelSettings
+from timm_mix.train.settings.optimise import OptimiseSettings
 
 __all__ = ["MemberParallel", "merge_optimizers", "part_of_optimizer"]
 
@@ -30,22 +31,23 @@ __all__ = ["MemberParallel", "merge_optimizers", "part_of_optimizer"]
 class MemberParallel:
     """Takes the place of `timm_mix.train.loop.parallel.DataParallel`; all processes create it together.
 
+    one_view: all parts see the same.
     part, parts: i and S.   member_group: the processes of this replica.   replica_group: those that hold this part.
 
     Raises:
         UsageError: the recipe's model is no SplitNet, or the number of processes no multiple of its parts.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator):
+    def __init__(self, model: ModelSettings, accelerator: Accelerator, *, one_view: bool = False):
         self.accelerator = accelerator
-        self.parts = _count_parts(config)
+        self.parts = _count_parts(model)
         with user_errors("train member-parallel"):
             mesh = member_mesh(self.parts, accelerator.device.type)
         self.part, self.share = mesh.get_local_rank("part"), mesh.get_local_rank("replica")
         self.shares = accelerator.num_processes // self.parts
         self.member_group, self.replica_group = mesh.get_group("part"), mesh.get_group("replica")
-        # one view for all parts: then the processes of a replica must draw alike
-        self.seed_rank = self.share if config.views == 1 else accelerator.process_index
+        # then the processes of a replica must draw alike
+        self.seed_rank = self.share if one_view else accelerator.process_index
 
         self.model_settings: dict[str, Any] = {"only_part": self.part}
         # the processes of a replica draw alike, say the pairs of mixup
@@ -89,16 +91,16 @@ class MemberParallel:
         """Sum over the replicas, to the bit the same on all processes: they decide alike which epoch is the best."""
         return self.accelerator.reduce(sums if self.part == 0 else torch.zeros_like(sums), reduction="sum")
 
-    def clip(self, task: TrainingTask, config: Config) -> None:
+    def clip(self, task: TrainingTask, wanted: OptimiseSettings) -> None:
         """The norm is that of the whole model's gradient; the other modes look at one parameter at a time."""
-        assert config.clip_grad is not None
-        parameters = list(task.get_clip_parameters(exclude_head=config.clip_mode == "agc"))
-        if config.clip_mode != "norm":
-            dispatch_clip_grad(parameters, config.clip_grad, mode=config.clip_mode)
+        assert wanted.clip_grad is not None
+        parameters = list(task.get_clip_parameters(exclude_head=wanted.clip_mode == "agc"))
+        if wanted.clip_mode != "norm":
+            dispatch_clip_grad(parameters, wanted.clip_grad, mode=wanted.clip_mode)
             return
         square = get_total_norm([p.grad for p in parameters if p.grad is not None]).square()
         dist.all_reduce(square, group=self.member_group)
-        clip_grads_with_norm_(parameters, config.clip_grad, square.sqrt())
+        clip_grads_with_norm_(parameters, wanted.clip_grad, square.sqrt())
 
     def whole(self, content: dict[str, Any]) -> dict[str, Any]:
         """The parts of the first replica, put together; each replica has one task state, each process an own one."""
@@ -174,10 +176,10 @@ def part_of_optimizer(whole: dict[str, Any], part: int, parts: int) -> dict[str,
     return {**whole, "state": state, "param_groups": groups}
 
 
-def _count_parts(config: Config) -> int:
+def _count_parts(wanted: ModelSettings) -> int:
     """S of the recipe's model, which is built without weights to tell; draws nothing."""
     with torch.random.fork_rng(devices=[]):
-        model = build_model(config, config.num_classes, device="meta")
+        model = build_model(wanted, wanted.num_classes, device="meta")
     if not isinstance(model, SplitNet):
-        raise UsageError(f"member_parallel puts a part of a splitnet_* model on each process, got {config.model}")
+        raise UsageError(f"member_parallel puts a part of a splitnet_* model on each process, got {wanted.name}")
     return model.num_members

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Dataset
 
-from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.optimise import OptimiseSettings
 
 __all__ = ["DataParallel", "join_after_restart"]
 
@@ -55,10 +55,10 @@ class DataParallel:
         """Sum over the shares of the samples."""
         return self.accelerator.reduce(sums, reduction="sum")
 
-    def clip(self, task: TrainingTask, config: Config) -> None:
-        assert config.clip_grad is not None
-        parameters = task.get_clip_parameters(exclude_head=config.clip_mode == "agc")
-        dispatch_clip_grad(parameters, config.clip_grad, mode=config.clip_mode)
+    def clip(self, task: TrainingTask, wanted: OptimiseSettings) -> None:
+        assert wanted.clip_grad is not None
+        parameters = task.get_clip_parameters(exclude_head=wanted.clip_mode == "agc")
+        dispatch_clip_grad(parameters, wanted.clip_grad, mode=wanted.clip_mode)
 
     def whole(self, content: dict[str, Any]) -> dict[str, Any]:
         """The checkpoint of the run, on the main process, from what each process has; all processes call this."""

@@ -1,6 +1,5 @@
 """results.json: what was run, where, and every figure that came out."""
 
-import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -56,8 +55,8 @@ def describe_results(
     best = max(history, key=score)  # the first of equals
     return {
         "command": sys.argv,
-        "config": dataclasses.asdict(config),
-        "seed": config.seed,
+        "config": config.flat(),
+        "seed": config.run.seed,
         **machine,
         **about,
         "last": {"epoch": history[-1]["epoch"], **_published(history[-1])},

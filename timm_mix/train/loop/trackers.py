@@ -16,7 +16,7 @@ from accelerate.tracking import GeneralTracker, on_main_process
 
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.files import write_whole
-from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.run import RunSettings
 
 __all__ = ["CsvTracker", "figures_of", "start_tracker", "tracker_of"]
 
@@ -50,38 +50,37 @@ class CsvTracker(GeneralTracker):
         write_whole(self.path, lambda stream: stream.write(text.getvalue().encode()))
 
 
-def tracker_of(config: Config) -> Any:
+def tracker_of(name: str | None, folder: Path) -> Any:
     """What Accelerator takes as `log_with`; None without a tracker.
 
     Raises:
         UsageError: the tracker's package is not installed.
     """
-    if config.tracker is None:
+    if name is None:
         return None
-    packages = _PACKAGES[config.tracker]
+    packages = _PACKAGES[name]
     if not any(importlib.util.find_spec(package) for package in packages):
-        raise UsageError(f"--tracker {config.tracker} needs a package that is not installed: pip install {packages[0]}")
-    return CsvTracker(config.folder / "log.csv") if config.tracker == "csv" else config.tracker
+        raise UsageError(f"--tracker {name} needs a package that is not installed: pip install {packages[0]}")
+    return CsvTracker(folder / "log.csv") if name == "csv" else name
 
 
-def start_tracker(accelerator: Accelerator, config: Config, history: list[dict[str, Any]]) -> None:
+def start_tracker(accelerator: Accelerator, run: RunSettings, folder: Path, history: list[dict[str, Any]]) -> None:
     """Begin to log, or go on after the epochs of `history`; all processes call this together."""
-    if config.tracker is None:
+    if run.tracker is None:
         return
     settings: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": len(history)}}
-    if config.tracker == "wandb" and accelerator.is_main_process:
+    if run.tracker == "wandb" and accelerator.is_main_process:
         os.environ.setdefault("WANDB_SILENT", "true")
-        name = config.folder.name
-        run = _wandb_run(config.folder / "wandb_run", anew=config.resume is None)
-        settings["wandb"] = {"id": run, "resume": "allow", "name": name, "dir": str(config.folder)}
-    project = "timm_mix" if config.tracker == "wandb" else config.tracker  # else a folder
-    with user_errors(f"start the tracker {config.tracker}"):
+        known = _wandb_run(folder / "wandb_run", anew=run.resume is None)
+        settings["wandb"] = {"id": known, "resume": "allow", "name": folder.name, "dir": str(folder)}
+    project = "timm_mix" if run.tracker == "wandb" else run.tracker  # else a folder
+    with user_errors(f"start the tracker {run.tracker}"):
         try:
             accelerator.init_trackers(project, init_kwargs=settings)
         except BaseException:
             accelerator.trackers = []  # one that has not started cannot be finished
             raise
-    if config.tracker == "csv":
+    if run.tracker == "csv":
         rows = {row["epoch"]: figures_of(row) for row in history}
         accelerator.get_tracker("csv", unwrap=True).update(rows)
 

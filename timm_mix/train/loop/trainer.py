@@ -65,10 +65,11 @@ class Trainer:
         self.schedule, self.epochs, self.mixup = schedule, epochs, mixup
         self.train_loader, self.eval_loader, self.about = train_loader, eval_loader, about
         self.model = unwrap_model(task.get_eval_model())
-        self.updates_per_epoch = -(-len(train_loader) // config.grad_accum_steps)
-        if config.model_ema:
-            task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
-        if config.torchcompile:
+        self.updates_per_epoch = -(-len(train_loader) // config.optimise.grad_accum_steps)
+        if config.optimise.model_ema:
+            averaging = config.optimise
+            task.setup_ema(decay=averaging.model_ema_decay, use_warmup=averaging.model_ema_warmup)
+        if config.model.torchcompile:
             task.compile()
         task.trainable_module = self.parallel.prepare(task.get_trainable_module())
         self.optimizer = accelerator.prepare(optimizer)
@@ -101,7 +102,7 @@ class Trainer:
                 that cannot be written.
         """
         self.progress = progress = self.keeper.resume()
-        start_tracker(self.accelerator, self.config, progress.history)
+        start_tracker(self.accelerator, self.config.run, self.folder, progress.history)
         if self.accelerator.is_main_process and "predicted_cost" in self.about:
             print(f"predicted cost: {self.about['predicted_cost']}", flush=True)
         if progress.epoch >= self.epochs:  # resumed when everything was done
@@ -149,7 +150,7 @@ class Trainer:
 
     def _train_batches(self) -> None:
         progress, config, device = self.progress, self.config, self.accelerator.device
-        place = (progress.epoch, config.seed, self.parallel.seed_rank, progress.batch)
+        place = (progress.epoch, config.run.seed, self.parallel.seed_rank, progress.batch)
         length = len(self.train_loader)
         self.task.get_trainable_module().train()
         group: list[tuple[Tensor, Tensor]] = []
@@ -159,7 +160,7 @@ class Trainer:
             for batch in epoch_batches(self.train_loader, *place, device) if progress.batch < length else ():
                 group.append(self._sound(batch))
                 bar.update()
-                if len(group) == config.grad_accum_steps or progress.batch + len(group) == length:
+                if len(group) == config.optimise.grad_accum_steps or progress.batch + len(group) == length:
                     self._step(group, bar)
                     group = []
 
@@ -182,8 +183,9 @@ class Trainer:
         progress.seconds += now - self._clock
         self._clock = now
         at_end = progress.batch == len(self.train_loader)
-        due = bool(config.checkpoint_interval) and progress.update % (config.checkpoint_interval or 1) == 0
-        if due or at_end or len(self.guard) >= config.log_interval:
+        interval = config.run.checkpoint_interval
+        due = bool(interval) and progress.update % (interval or 1) == 0
+        if due or at_end or len(self.guard) >= config.run.log_interval:
             self.guard.check(self._trained() if due or at_end else None)
             bar.set_postfix(loss=f"{self.guard.last_finite:.4f}", refresh=False)
         if not at_end and (due or progress.update % self.stop_every == 0):
@@ -227,12 +229,13 @@ class Trainer:
                 self.accelerator.backward(result["loss"] / len(group))
             scalars = {name: value.detach() for name, value in result.items() if value.ndim == 0}
             _add(sums, {**scalars, "batches": torch.ones((), device=result["loss"].device)})
-        if self.config.l2_penalty or self.config.clip_grad is not None:
+        optimise = self.config.optimise
+        if optimise.l2_penalty or optimise.clip_grad is not None:
             self.accelerator.unscale_gradients(self.optimizer)
-        if self.config.l2_penalty:
-            _add_l2_gradient(self.task.get_trainable_module(), self.config.l2_penalty)
-        if self.config.clip_grad is not None:
-            self.parallel.clip(self.task, self.config)
+        if optimise.l2_penalty:
+            _add_l2_gradient(self.task.get_trainable_module(), optimise.l2_penalty)
+        if optimise.clip_grad is not None:
+            self.parallel.clip(self.task, optimise)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.task.update_ema(step=update + 1)
@@ -248,7 +251,7 @@ class Trainer:
 
     def _to_device(self, images: Tensor) -> Tensor:
         images = images.to(self.accelerator.device, non_blocking=True)
-        if self.config.channels_last and images.ndim == 4:
+        if self.config.model.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         return images
 

@@ -29,7 +29,7 @@ def find_recipe(name: str | Path) -> Path:
         UsageError: neither a file nor such a name.
     """
     path = Path(name)
-    if path.is_file():
+    if path.exists():
         return path
     shipped_one = recipes_folder() / f"{str(name).removesuffix('.yaml')}.yaml"
     if shipped_one.is_file():

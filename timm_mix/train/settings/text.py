@@ -1,7 +1,6 @@
-"""Settings as text: yaml files, flags and key=value words, checked against the types that a dataclass declares."""
+"""Settings as text: yaml files, flags and key=value words, checked against the types that their parts declare."""
 
 import argparse
-import dataclasses
 import sys
 import types
 import typing
@@ -12,27 +11,41 @@ from typing import Any, NoReturn
 import yaml
 
 from timm_mix.train.errors import UsageError, check_keys
+from timm_mix.train.settings.nested import Nested, Setting
 
-__all__ = ["Parser", "check_settings", "checked", "parse_pairs", "parser_of", "read_yaml"]
+__all__ = ["Parser", "check_settings", "checked", "parse_flags", "parse_pairs", "read_yaml"]
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """A key that stands twice is an error: of two values the reader would see one and the run take the other."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(what: str, path: str | Path) -> Any:
     """Content of a yaml file; `what` it is begins the UsageError."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _OneOfEach)
     except OSError as error:
         raise UsageError(f"cannot read {what} {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{what} {path} is not valid yaml: {' '.join(str(error).split())}") from None
 
 
-def check_settings(where: str, content: Any, kind: type[Any]) -> dict[str, Any]:
-    """Settings of a run as the types that `kind` declares; `where` they stand begins the UsageError."""
+def check_settings(where: str, content: Any, kind: type[Nested]) -> dict[str, Any]:
+    """Settings by their flat names as the types that `kind` declares; `where` they stand begins the UsageError."""
     if not isinstance(content, dict):
         raise UsageError(f"{where} must be a mapping of settings, got {type(content).__name__}")
-    types_of = typing.get_type_hints(kind)
-    check_keys(where, content, types_of, "see train.py --help")
-    return {key: checked(f"{where}: {key}", value, types_of[key]) for key, value in content.items()}
+    settings = kind.settings()
+    check_keys(where, content, settings, "see train --help")
+    return {key: checked(f"{where}: {key}", value, settings[key].kind) for key, value in content.items()}
 
 
 def checked(where: str, value: Any, kind: Any) -> Any:
@@ -55,17 +68,17 @@ def checked(where: str, value: Any, kind: Any) -> Any:
     raise UsageError(f"{where} must be {wanted}, got {value!r}")
 
 
-def parse_pairs(key: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words of the flag --key as settings; a value is read as yaml."""
+def parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words of a flag as settings; a value is read as yaml."""
     settings = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name:
-            raise UsageError(f"--{key.replace('_', '-')} takes key=value pairs, got {pair!r}")
+            raise UsageError(f"{flag} takes key=value pairs, got {pair!r}")
         try:
             settings[name] = _number(yaml.safe_load(value))
         except yaml.YAMLError:
-            raise UsageError(f"--{key.replace('_', '-')} takes key=value pairs, {pair!r} has no yaml value") from None
+            raise UsageError(f"{flag} takes key=value pairs, {pair!r} has no yaml value") from None
     return settings
 
 
@@ -80,32 +93,56 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def parser_of(declared: type[Any], description: str) -> argparse.ArgumentParser:
-    """A flag for every field of a dataclass, and `--config`; what is not given is not in the namespace."""
-    parser = Parser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    parser.add_argument("--config", metavar="RECIPE", help="yaml file of settings; flags override it")
-    types_of = typing.get_type_hints(declared)
-    for spec in dataclasses.fields(declared):
-        kind, flag = _plain(types_of[spec.name]), f"--{spec.name.replace('_', '-')}"
-        about = _help_of(spec).replace("%", "%%")
-        if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
-        elif typing.get_origin(kind) is dict:
-            parser.add_argument(flag, nargs="+", metavar="KEY=VALUE", help=about)
-        elif typing.get_origin(kind) is tuple:
-            parser.add_argument(flag, nargs="+", type=typing.get_args(kind)[0], help=about)
-        else:
-            parser.add_argument(flag, type=kind, help=about)
-    return parser
+def parse_flags(
+    argv: Sequence[str] | None, kind: type[Nested], about: str, *, recipe: bool = True
+) -> tuple[str | None, dict[str, Any]]:
+    """The recipe of a command line, and the settings that its flags give, by flat names.
+
+    Args:
+        kind: declares the settings; there is a flag for each, and the help has a group for each part.
+        recipe: whether there is `--config`.
+    Raises:
+        UsageError: anything that is wrong with the flags.
+    """
+    parser = Parser(description=about, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    if recipe:
+        place = "yaml file of settings, or the name of one that `timm-mix recipes` lists; flags override it"
+        parser.add_argument("--config", metavar="RECIPE", help=place)
+    groups = {name: parser.add_argument_group(part.__doc__) for name, part in kind.parts().items()}
+    settings = kind.settings()
+    for setting in settings.values():
+        _add_flag(groups[setting.part], setting)
+    values = vars(parser.parse_args(argv))
+    chosen = values.pop("config", None)
+    for name, value in values.items():
+        if typing.get_origin(_plain(settings[name].kind)) is dict:
+            value = parse_pairs(settings[name].flag, value)
+        values[name] = checked(settings[name].flag, value, settings[name].kind)
+    return chosen, values
 
 
-def _help_of(spec: dataclasses.Field) -> str:
-    """What a setting is and its default, where there is one."""
-    about = str(spec.metadata.get("help", ""))
-    if spec.default in (dataclasses.MISSING, None, "") or spec.default is False or "default:" in about:
+def _add_flag(group: Any, setting: Setting) -> None:
+    kind = _plain(setting.kind)
+    given: dict[str, Any] = {"dest": setting.name, "help": _help_of(setting).replace("%", "%%")}
+    if kind is bool:
+        group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **given)
+    elif typing.get_origin(kind) is dict:
+        group.add_argument(setting.flag, nargs="+", metavar="KEY=VALUE", **given)
+    elif typing.get_origin(kind) is tuple:
+        group.add_argument(setting.flag, nargs="+", type=typing.get_args(kind)[0], metavar="X", **given)
+    else:
+        group.add_argument(setting.flag, type=kind, metavar=kind.__name__.upper(), **given)
+
+
+def _help_of(setting: Setting) -> str:
+    """What a setting is for, what it may be, and its default where there is one."""
+    about = setting.why
+    if callable(setting.choices):
+        about += f": {', '.join(filter(None, setting.choices()))}"
+    if setting.default in (None, "", (), {}) or setting.default is False or "default:" in about:
         return about
-    values = spec.default if isinstance(spec.default, tuple) else (spec.default,)
-    return f"{about} (default: {' '.join(map(str, values))})".lstrip()
+    values = setting.default if isinstance(setting.default, tuple) else (setting.default,)
+    return f"{about} (default: {' '.join(map(str, values))})"
 
 
 def _plain(kind: Any) -> Any:

@@ -1,0 +1,53 @@
+"""Settings of what is learnt from a batch: the task, and what mixes images and labels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm_mix.mixers import MIXERS
+from timm_mix.tasks import TASKS
+from timm_mix.train.errors import UsageError
+from timm_mix.train.settings.fields import BELOW_1, NOT_NEGATIVE, SHARE, check_fields, setting
+
+__all__ = ["PLAIN", "TaskSettings"]
+
+PLAIN = "classification"
+
+
+def _tasks() -> tuple[str, ...]:
+    return (PLAIN, *TASKS)
+
+
+def _mixers() -> tuple[str | None, ...]:
+    return (None, *MIXERS)
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """task and mixing"""
+
+    name: str = setting(PLAIN, "the method; classification is plain training", choices=_tasks, name="task")
+    mixer: str | None = setting(None, "mixes the batches of task classification", choices=_mixers)
+    mix: dict[str, Any] = setting({}, "settings of the task or mixer, key=value")
+    smoothing: float = setting(0.0, "label smoothing: share of the target that is spread over all classes", BELOW_1)
+    mixup: float = setting(0.0, "alpha of timm's mixup, 0 for none; task classification only", NOT_NEGATIVE)
+    cutmix: float = setting(0.0, "alpha of timm's CutMix, 0 for none; task classification only", NOT_NEGATIVE)
+    mixup_prob: float = setting(1.0, "probability of mixup or CutMix per batch, pair or image", SHARE)
+    mixup_switch_prob: float = setting(0.5, "share of CutMix when both are on", SHARE)
+    mixup_mode: str = setting("batch", "one draw per batch, pair or elem (image)", choices=("batch", "pair", "elem"))
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.mixer is not None and self.name != PLAIN:
+            raise UsageError(f"mixer is for task {PLAIN}, got task {self.name}; drop one of the two")
+        if self.mixer is not None and self.mixes_samples:
+            raise UsageError(f"mixer {self.mixer} takes the place of mixup and cutmix; drop one or the other")
+        if self.mixes_samples and self.name != PLAIN:
+            raise UsageError(
+                f"mixup and cutmix are for task {PLAIN}, got task {self.name}; drop them, or set what the task "
+                "itself mixes by --mix"
+            )
+
+    @property
+    def mixes_samples(self) -> bool:
+        """By timm's mixup or CutMix."""
+        return self.mixup > 0 or self.cutmix > 0
