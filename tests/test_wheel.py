@@ -6,9 +6,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
+from support.noisy_images import write_noise
 from support.registry import save_weights
 
 try:
@@ -17,6 +19,12 @@ except ImportError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
+# packages of files that lie outside of timm_mix/ in a checkout, and where
+OUTSIDE = (
+    ("_weights", "model_cards/weights"),
+    ("_recipes", "train_scripts/recipes"),
+    ("_suites", "train_scripts/suites"),
+)
 SHIPPED = ("mixmo_wrn16_2_m2.digits", "splitnet_wrn16_4_s2.digits", "wrn16_2.mixmo_m2_digits")
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
 
@@ -37,7 +45,8 @@ def tree(tmp_path_factory):
         shutil.copy(ROOT / name, folder)
     unwanted = shutil.ignore_patterns("__pycache__", ".*")
     shutil.copytree(ROOT / "timm_mix", folder / "timm_mix", ignore=unwanted)
-    shutil.copytree(ROOT / "model_cards" / "weights", folder / "model_cards" / "weights", ignore=unwanted)
+    for _, place in OUTSIDE:
+        shutil.copytree(ROOT / place, folder / place, ignore=unwanted)
     for name in SHIPPED:
         if not (folder / "model_cards" / "weights" / name).exists():
             save_weights(folder / "model_cards" / "weights", name)
@@ -52,8 +61,11 @@ def wheel(tree, tmp_path_factory):
 def _files(tree):
     """Name in the wheel -> file of the tree."""
     code = {str(path.relative_to(tree)): path for path in (tree / "timm_mix").rglob("*.py")}
-    weights = tree / "model_cards" / "weights"
-    return code | {f"timm_mix/_weights/{p.relative_to(weights)}": p for p in weights.rglob("*") if p.is_file()}
+    found = {str(path.relative_to(tree)): path for path in (tree / "timm_mix").rglob("py.typed")}
+    for package, place in OUTSIDE:
+        folder = tree / place
+        found |= {f"timm_mix/{package}/{p.relative_to(folder)}": p for p in folder.rglob("*") if p.is_file()}
+    return code | found
 
 
 def _assert_whole(wheel, tree):
@@ -81,7 +93,7 @@ def test_the_source_distribution_makes_the_same_wheel(tree, tmp_path):
 def test_every_package_is_declared():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "timm_mix").rglob("__init__.py")}
-    assert set(declared) == found | {"timm_mix._weights"}
+    assert set(declared) == found | {f"timm_mix.{package}" for package, _ in OUTSIDE}
 
 
 # Runs with nothing but the installed package: every python block of the README, statement by statement.
@@ -135,15 +147,53 @@ print(len(blocks), "blocks")
 '''
 
 
-def test_the_installed_wheel_does_what_the_readme_shows(wheel, tmp_path):
-    target = tmp_path / "site"
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Run a program in an empty folder, beside the libraries with the wheel alone; get what it printed."""
+    target, work = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("work")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
     subprocess.run([*pip, "--target", str(target), str(wheel)], check=True)
-    (tmp_path / "work").mkdir()
-    script = tmp_path / "work" / "installed.py"
-    script.write_text(INSTALLED)
     environment = {**os.environ, "PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(target), str(ROOT / "README.md")]
-    done = subprocess.run(command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-2]) >= 4
+
+    def run(*command):
+        done = subprocess.run(map(str, command), cwd=work, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run.target, run.work = target, work
+    return run
+
+
+def test_the_installed_wheel_does_what_the_readme_shows(installed):
+    script = installed.work / "installed.py"
+    script.write_text(INSTALLED)
+    printed = installed(sys.executable, script, installed.target, ROOT / "README.md")
+    assert int(printed.split()[-2]) >= 4
+
+
+def test_the_installed_command_trains_resumes_validates_fine_tunes_and_pushes(installed):
+    """What a person does who ran pip install, in a folder that holds nothing but photographs (here: noise)."""
+    command = partial(installed, installed.target / "bin" / "timm-mix")
+    small = ["--model-kwargs", "backbone=wrn16_2", "depth=10", "widen_factor=1", "members=2"]
+    run = ["train", "--config", "digits/mixmo_wrn16_2_m2", "--model", "mixmo", *small, "--experiment", "run", "--cpu"]
+    run += ["--epochs", "2", "--workers", "0"]
+    assert "epoch 2/2" in command(*run)
+    checkpoints = installed.work / "output" / "run" / "checkpoints"
+    for name in ("last.pt", max(path.name for path in checkpoints.glob("update_*.pt"))):
+        (checkpoints / name).unlink()
+    resumed = command(*run, "--resume", "auto")
+    assert "epoch 2/2" in resumed
+    assert "epoch 1/2" not in resumed
+    model = ["--model", "output/run/model"]
+    data = ["--dataset", "digits", "--aug", "small", "--workers", "0"]
+    assert "folded" in command("validate", *model, *data, "--fold", "--output", "checked", "--cpu")
+    assert (installed.work / "checked" / "results.json").is_file()
+    write_noise(installed.work / "photographs", 32, {"train": (6, 6), "val": (3, 3)})
+    flags = ["--epochs", "1", "--batch-size", "4", "--warmup-epochs", "0", "--workers", "0", "--cpu"]
+    source = ["--model", "local-dir:output/run/model", "--data-dir", "photographs", "--experiment", "tuned"]
+    assert "create_model('local-dir:output/tuned/model', pretrained=True)" in command("finetune", *source, *flags)
+    told = command("push", "output/tuned", "somebody/flowers", "--license", "mit", "--dry-run")
+    assert "dry run, nothing is written" in told
+    assert "model.safetensors" in told
+    assert "digits/mixmo_wrn16_2_m2" in command("recipes", "digits")
+    assert "24 runs" in command("compare", "--suite", "digits_smoke", "--dry-run")
