@@ -20,6 +20,7 @@ ALLOWED = {
     "mixers": PAPERS,
     "tasks": {*PAPERS, "models", "mixers"},
     "metrics": {*PAPERS, "models"},
+    "views": set(),
     "card": {*PAPERS, "models"},
     "convert": {*PAPERS, "models"},
     "hub": SEATS | {"card"},

@@ -26,10 +26,11 @@ from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks.mixer import MixerTask
 from timm_mix.train.data.device_loader import create_device_loaders
 from timm_mix.train.data.loaders import check_splits, class_names, create_eval_loader, create_train_loader, open_dataset
-from timm_mix.train.data.transforms import MultiView, create_transform
+from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.loop.block_groups import BlockSchedule, GroupsOf, own_block_group
 from timm_mix.train.settings.config import Config
+from timm_mix.views import Views
 
 __all__ = [
     "Data",
@@ -144,7 +145,7 @@ def build_loaders(
         sharing: dict[str, Any] = {"views": views, "rank": rank, "world_size": world_size, "device": device}
         return create_device_loaders(config, data.train, data.validation, data_config, options, **sharing)
     transform = create_transform(config.aug, data_config, training=True, **options)
-    data.train.transform = MultiView(transform, views) if views else transform  # type: ignore[attr-defined]
+    data.train.transform = Views(transform, views) if views else transform  # type: ignore[attr-defined]
     data.validation.transform = create_transform(config.aug, data_config, training=False)  # type: ignore[attr-defined]
     shared: dict[str, Any] = {
         "rank": rank,
