@@ -1,6 +1,6 @@
 """Mixed inputs and divided networks for timm; importing it registers the models."""
 
-from timm_mix import hub, metrics, models
+from timm_mix import hub, metrics, models, views
 from timm_mix.convert import load_official, official_model
 from timm_mix.mixers import create_mixer
 from timm_mix.models.divide import divide
@@ -17,4 +17,5 @@ __all__ = [
     "metrics",
     "models",
     "official_model",
+    "views",
 ]

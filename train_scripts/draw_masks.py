@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from timm_mix.functional.masks import FAMILIES, INTERVALS, draw_boxes, draw_intervals
+from timm_mix.functional.boxes import draw_boxes, draw_intervals
+from timm_mix.functional.masks import FAMILIES, INTERVALS
 from timm_mix.functional.mixmo import MixMoPlan, member_masks, plan_mixmo
 from timm_mix.lab.pictures.plots import plot_mask_families
 from timm_mix.train.errors import UsageError, run_script

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from timm_mix.functional.masks import FAMILIES, box_masks, check_masks, check_shares, draw_boxes, linear_masks
+from timm_mix.functional.masks import FAMILIES, check_masks, check_shares, linear_masks
 from timm_mix.functional.mixmo import member_masks, plan_mixmo
 
 B, M, H, W = 5, 3, 11, 7
@@ -18,47 +18,6 @@ def test_linear_masks_hold_the_ratio_at_every_place():
     for b in range(B):
         for m in range(M):
             assert (masks[b, m] == ratios[b, m]).all()
-
-
-def test_boxes_equal_a_loop_over_samples():
-    kappa = np.random.default_rng(1).random(B)
-    boxes = draw_boxes(kappa, (H, W), rng=np.random.default_rng(2))
-    twin = np.random.default_rng(2)
-    rows, cols = twin.integers(H, size=B), twin.integers(W, size=B)
-    for b in range(B):
-        half_h, half_w = int(H * kappa[b] ** 0.5) // 2, int(W * kappa[b] ** 0.5) // 2
-        expected = [
-            max(rows[b] - half_h, 0),
-            min(rows[b] + half_h, H),
-            max(cols[b] - half_w, 0),
-            min(cols[b] + half_w, W),
-        ]
-        assert boxes[b].tolist() == expected
-
-
-def test_an_odd_side_gives_an_even_box():
-    """Published example: kappa .65 at 32 pixels is a side of int(32 sqrt(.65)) = 25, and a box of 24."""
-    boxes = draw_boxes(np.full(400, 0.65), (32, 32), rng=np.random.default_rng(0))
-    heights = boxes[:, 1] - boxes[:, 0]
-    assert heights.max() == 24
-
-
-@pytest.mark.parametrize(("kappa", "published"), [(0.2, 0.151), (0.5, 0.322), (0.8, 0.465)])
-def test_mean_area_of_the_cut_equals_the_published_code(kappa, published):
-    """Mean of the first mask over 2,000 draws at 32x32, measured in the published code of arXiv:2103.06132."""
-    boxes = draw_boxes(np.full(2000, kappa), (32, 32), rng=np.random.default_rng(0))
-    areas = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2]) / 32**2
-    assert abs(areas.mean() - published) < 3 * areas.std() / 2000**0.5 * 2**0.5  # both are means of 2,000 draws
-
-
-def test_box_masks_are_one_inside_and_zero_outside():
-    boxes = np.array([[0, 11, 0, 7], [2, 5, 1, 4], [3, 3, 2, 6], [10, 11, 6, 7], [0, 1, 0, 7]])
-    masks = box_masks(torch.from_numpy(boxes), (H, W))
-    assert masks.shape == (5, 1, H, W)
-    for mask, (top, bottom, left, right) in zip(masks[:, 0], boxes, strict=True):
-        twin = torch.zeros(H, W)
-        twin[top:bottom, left:right] = 1
-        assert torch.equal(mask, twin)
 
 
 @pytest.mark.parametrize("batch", [1, B])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from timm_mix.functional.masks import BINARY, NOISES, draw_boxes, draw_intervals
+from timm_mix.functional.boxes import draw_boxes, draw_intervals
+from timm_mix.functional.masks import BINARY, NOISES
 from timm_mix.functional.mixmo import BLOCKS, binary_probability, member_masks, member_weights, plan_mixmo
 
 B, M, C, H, W = 5, 3, 2, 11, 7

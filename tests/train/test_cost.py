@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mix
 from timm_mix.train.cost import Cost, _count_flops, steps_per_epoch
-from timm_mix.train.data.sampler import EpochBatchSampler
 from timm_mix.train.settings.config import Config
+from timm_mix.views import EpochBatchSampler
 
 SMALL = {"backbone": "wrn16_2", "depth": 10, "widen_factor": 1}
 

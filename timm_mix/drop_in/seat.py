@@ -14,13 +14,13 @@ import torch
 from timm.loss import JsdCrossEntropy
 from timm.utils import unwrap_model
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from timm_mix.mixers import MIXERS, create_mixer
 from timm_mix.tasks import ManifoldMixupTask, MixingTask, RecursiveMixTask, create_task, task_settings
 from timm_mix.tasks.mixer import MixerTask
+from timm_mix.views import Views, collate_views
 
-__all__ = ["DropInError", "Order", "Seat", "Views", "collate_views"]
+__all__ = ["DropInError", "Order", "Seat"]
 
 TESTED = "1.0.31"
 # settings of the tasks and mixers that the script's own arguments decide
@@ -204,10 +204,10 @@ class Seat:
             if self.views > 1:
                 _check_loader(bound.arguments)
                 if not bound.arguments["use_prefetcher"]:
-                    bound.arguments["collate_fn"] = collate_views  # timm's own, with the prefetcher, does the same
+                    bound.arguments["collate_fn"] = _collate_in_turn  # timm's own, with the prefetcher, does the same
             loader = original(*bound.args, **bound.kwargs)
             if self.views > 1:
-                loader.dataset.transform = Views(loader.dataset.transform, self.views)
+                loader.dataset.transform = Views(loader.dataset.transform, self.views, stack=False)
             self.steps_per_epoch = _length(loader)
             self._set_clock()
             return loader
@@ -255,22 +255,10 @@ class Seat:
         return (views, batch["target"][: len(views)]), {}
 
 
-class Views:
-    """Several views of one image, each transformed on its own, as the tuple that timm's loader takes."""
-
-    def __init__(self, transform: Callable[[Any], Any], count: int):
-        self.transform = transform
-        self.count = count
-
-    def __call__(self, image: Any) -> tuple[Any, ...]:
-        return tuple(self.transform(image) for _ in range(self.count))
-
-
-def collate_views(samples: list[tuple[tuple[Tensor, ...], Any]]) -> tuple[Tensor, Tensor]:
-    """A batch of samples with V views each, one view of all samples after another: [V * B, C, H, W] and [V * B]."""
-    views = [default_collate(list(view)) for view in zip(*(images for images, _ in samples), strict=True)]
-    target = default_collate([label for _, label in samples])
-    return torch.cat(views), target.repeat(len(views))
+def _collate_in_turn(samples: list[tuple[tuple[Tensor, ...], Any]]) -> tuple[Tensor, Tensor]:
+    """A batch of V views each, one view of all samples after another: [V * B, C, H, W] and [V * B]."""
+    views, target = collate_views(samples)
+    return views.transpose(0, 1).flatten(0, 1), target.repeat(views.shape[1])
 
 
 def _check_loader(arguments: dict[str, Any]) -> None:

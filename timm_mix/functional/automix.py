@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from timm_mix.functional.checks import check_positive, check_probability
+
 __all__ = [
     "AutoMixPlan",
     "adjust_masks",
@@ -65,11 +67,9 @@ def plan_automix(
     Raises:
         ValueError: alpha <= 0, a probability outside [0, 1].
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
-    for name, value in (("mask_adjust", mask_adjust), ("switch_off", switch_off)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    check_positive("alpha", alpha)
+    check_probability("mask_adjust", mask_adjust)
+    check_probability("switch_off", switch_off)
     lam_mb, lam_bb = rng.beta(alpha, alpha, size=2).tolist()
     partners = rng.permutation(batch), rng.permutation(batch)
     adjust, switched_off = (rng.random(2) < (mask_adjust, switch_off)).tolist()

@@ -1,8 +1,8 @@
 """Mixing blocks: masks over the members of a mixed input (MixMo; Rame et al., ICCV 2021, arXiv:2103.06132, sec. 3.2).
 
 A family draws the region that role 0 cuts out: 1 where a place is role 0's, 0 where it is not, between where it is
-shared. Boxes and intervals are drawn on the CPU, a few numbers per sample; regions made of noise are generated on the
-device by a generator whose seed belongs to the plan. Nothing here loops over samples.
+shared. Boxes and intervals are drawn on the CPU (boxes.py), a few numbers per sample; regions made of noise are
+generated on the device by a generator whose seed belongs to the plan. Nothing here loops over samples.
 
 Shapes, in every family: kappa [B] on the device; shape = (B, C', h, w); returns float32, or bool if it is binary,
     [B, 1 or C', h, w], or [B, C', 1, 1] where all places of a channel are alike.
@@ -20,12 +20,8 @@ __all__ = [
     "FAMILIES",
     "INTERVALS",
     "NOISES",
-    "box_masks",
     "check_masks",
     "check_shares",
-    "draw_boxes",
-    "draw_intervals",
-    "interval_masks",
     "linear_masks",
 ]
 
@@ -42,46 +38,6 @@ def linear_masks(ratios: Tensor, size: tuple[int, int]) -> Tensor:
     Shapes: ratios [B, M], sums to 1.   returns [B, M, 1, h, w], a view that must not be written to.
     """
     return ratios[:, :, None, None, None].expand(-1, -1, 1, *size)
-
-
-def draw_boxes(kappa: np.ndarray, size: tuple[int, int], *, rng: np.random.Generator) -> np.ndarray:
-    """Draw one CutMix box per sample that aims at the area `kappa` (Yun et al., ICCV 2019, arXiv:1905.04899).
-
-    The side is int(side of the map * sqrt(kappa)), the centre is uniform over the places, and the box
-    [c - side // 2, c + side // 2) is clipped at the border, so that the area really kept is at most kappa.
-
-    Shapes: kappa [B].   returns [B, 4] int64: (top, bottom, left, right), half-open, in places of the map.
-    """
-    edges = []
-    for length in size:
-        half = (length * np.sqrt(kappa)).astype(np.int64) // 2
-        centre = rng.integers(length, size=kappa.shape[0])
-        edges += [np.clip(centre - half, 0, length), np.clip(centre + half, 0, length)]
-    return np.stack(edges, axis=1)
-
-
-def draw_intervals(kappa: np.ndarray, length: int, *, rng: np.random.Generator) -> np.ndarray:
-    """Draw one interval per sample: the first int(kappa n), or with probability 1/2 the LAST int((1 - kappa) n).
-
-    The published code keeps 1 - kappa in the second case; the ratio that counts is the area really kept.
-
-    Shapes: kappa [B].   returns [B, 2] int64, half-open.
-    """
-    first = np.stack([np.zeros(len(kappa)), np.floor(kappa * length)], axis=1)
-    last = np.stack([length - np.floor((1 - kappa) * length), np.full(len(kappa), length)], axis=1)
-    return np.where(rng.random((len(kappa), 1)) < 0.5, first, last).astype(np.int64)
-
-
-def interval_masks(intervals: Tensor, length: int) -> Tensor:
-    """Fill half-open intervals: [B, 2] int64 -> [B, length] float32, 1 inside."""
-    place = torch.arange(length, device=intervals.device)
-    return ((place >= intervals[:, :1]) & (place < intervals[:, 1:])).float()
-
-
-def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fill boxes: [B, 4] int64 (top, bottom, left, right) -> [B, 1, h, w] float32, 1 inside."""
-    rows, cols = interval_masks(boxes[:, :2], size[0]), interval_masks(boxes[:, 2:], size[1])
-    return (rows[:, :, None] * cols[:, None, :])[:, None]
 
 
 def channel(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:

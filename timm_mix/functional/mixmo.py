@@ -6,24 +6,15 @@ weights w_r (eq. 5) and the schedule of the binary block. MIMO (Havasi et al., I
 setting with equal ratios and weights.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from timm_mix.functional.masks import (
-    BINARY,
-    FAMILIES,
-    INTERVALS,
-    NOISES,
-    box_masks,
-    draw_boxes,
-    draw_intervals,
-    interval_masks,
-    linear_masks,
-)
+from timm_mix.functional.boxes import box_masks, draw_boxes, draw_intervals, interval_masks
+from timm_mix.functional.checks import check_choice, check_positive, check_probability, is_number
+from timm_mix.functional.masks import BINARY, FAMILIES, INTERVALS, NOISES, linear_masks
 
 __all__ = ["BLOCKS", "MixMoPlan", "binary_probability", "member_masks", "member_weights", "plan_mixmo"]
 
@@ -144,7 +135,7 @@ def member_weights(ratios: Tensor, r: float) -> Tensor:
     Raises:
         ValueError: r < 1.
     """
-    if not _is_number(r) or not r >= 1:
+    if not is_number(r) or not r >= 1:
         raise ValueError(f"r must be >= 1 (or math.inf), got {r!r}")
     root = ratios ** (1 / r)
     return ratios.shape[1] * root / root.sum(1, keepdim=True)
@@ -163,19 +154,12 @@ def binary_probability(progress: float, prob: float, until: float = BINARY_UNTIL
 def _check_settings(members: int, block: str, prob: float, alpha: float, repetition: float, partition: bool) -> None:
     if members < 1:
         raise ValueError(f"members must be >= 1, got {members}")
-    if block not in BLOCKS:
-        raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}")
+    check_choice("block", block, BLOCKS)
     if partition and block not in BINARY:
         raise ValueError(f"partition needs a binary block ({', '.join(BINARY)}), got {block!r}")
-    if not _is_number(alpha) or not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
-    for name, value in (("prob", prob), ("repetition", repetition)):
-        if not _is_number(value) or not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    check_positive("alpha", alpha)
+    check_probability("prob", prob)
+    check_probability("repetition", repetition)
 
 
 def _draw_images(batch: int, members: int, repetition: float, rng: np.random.Generator) -> np.ndarray:

@@ -5,7 +5,6 @@ MixMo mask lets through. The partner comes from the batch (the published code dr
 CutMix: Yun et al., ICCV 2019, arXiv:1905.04899. mixup: Zhang et al., ICLR 2018, arXiv:1710.09412.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_mix.functional.masks import box_masks, draw_boxes
+from timm_mix.functional.boxes import box_masks, draw_boxes
+from timm_mix.functional.checks import check_choice, check_positive, check_probability
 
 __all__ = ["METHODS", "MsdaPlan", "kept_labels", "kept_pixels", "plan_msda"]
 
@@ -53,12 +53,9 @@ def plan_msda(
     Raises:
         ValueError: an unknown method, alpha <= 0, prob outside [0, 1].
     """
-    if method not in METHODS:
-        raise ValueError(f"msda must be one of {', '.join(METHODS)}, got {method!r}")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise ValueError(f"msda_alpha must be > 0 and finite, got {alpha!r}")
-    if isinstance(prob, bool) or not isinstance(prob, int | float) or not 0 <= prob <= 1:
-        raise ValueError(f"msda_prob must be in [0, 1], got {prob!r}")
+    check_choice("msda", method, METHODS)
+    check_positive("msda_alpha", alpha)
+    check_probability("msda_prob", prob)
     partners = np.stack([rng.permutation(batch) for _ in range(members)], axis=1)
     mixed = rng.random((batch, members)) < prob
     lam = np.where(mixed, rng.beta(alpha, alpha, (batch, members)), 1.0)

@@ -4,7 +4,6 @@ lam is always the weight of the sample itself. Sources: mixup (Zhang et al., ICL
 et al., ICCV 2019, arXiv:1905.04899), ResizeMix (Qin et al., 2020, arXiv:2012.11101).
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_mix.functional.masks import box_masks
+from timm_mix.functional.boxes import box_masks, boxes_at, lam_of
+from timm_mix.functional.checks import check_choice, check_positive, check_probability
 
 __all__ = ["MODES", "MixPlan", "apply_mix", "mix_targets", "plan_cutmix", "plan_mixup", "plan_resizemix"]
 
@@ -68,10 +68,8 @@ def plan_cutmix(
         size: (H, W) of the images. The others as in plan_mixup.
     """
     drawn = _draw_lam(batch, alpha, prob, mode, rng)
-    sides = [(n * np.sqrt(1 - drawn)).astype(np.int64) for n in size]
-    centres = [_per(mode, rng.integers(n, size=batch)) for n in size]
-    boxes = _clipped_boxes(centres, sides, size)
-    return MixPlan(_partners(batch), _lam_of(boxes, size), boxes)
+    boxes = boxes_at([_per(mode, rng.integers(n, size=batch)) for n in size], 1 - drawn, size)
+    return MixPlan(_partners(batch), lam_of(boxes, size), boxes)
 
 
 def plan_resizemix(
@@ -101,7 +99,7 @@ def plan_resizemix(
     ]
     edges = [edge for start, side in zip(starts, sides, strict=True) for edge in (start, start + side)]
     boxes = np.stack(edges, axis=1)
-    return MixPlan(_partners(batch), _lam_of(boxes, size), boxes, resized=True)
+    return MixPlan(_partners(batch), lam_of(boxes, size), boxes, resized=True)
 
 
 def apply_mix(images: Tensor, plan: MixPlan) -> Tensor:
@@ -154,12 +152,9 @@ def _partners(batch: int) -> np.ndarray:
 
 def _draw_lam(batch: int, alpha: float, prob: float, mode: str, rng: np.random.Generator) -> np.ndarray:
     """lam of every sample, 1 where it is not mixed; [B]."""
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
-    if isinstance(prob, bool) or not isinstance(prob, int | float) or not 0 <= prob <= 1:
-        raise ValueError(f"prob must be in [0, 1], got {prob!r}")
+    check_choice("mode", mode, MODES)
+    check_positive("alpha", alpha)
+    check_probability("prob", prob)
     lam = _per(mode, rng.beta(alpha, alpha, size=batch))
     mixed = _per(mode, rng.random(batch)) < prob
     return np.where(mixed, lam, 1.0)
@@ -173,18 +168,6 @@ def _per(mode: str, drawn: np.ndarray) -> np.ndarray:
         return np.broadcast_to(drawn[:1], drawn.shape)
     first = np.arange(len(drawn))
     return drawn[np.minimum(first, first[::-1])]
-
-
-def _clipped_boxes(centres: list[np.ndarray], sides: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    edges = []
-    for centre, side, n in zip(centres, sides, size, strict=True):
-        edges += [np.clip(centre - side // 2, 0, n), np.clip(centre + side // 2, 0, n)]
-    return np.stack(edges, axis=1)
-
-
-def _lam_of(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    area = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
-    return 1 - area / (size[0] * size[1])
 
 
 def _sources(edges: Tensor, length: int) -> Tensor:

@@ -5,13 +5,15 @@ box must predict what the whole image predicted then. The history is what the st
 MIXED images, its MIXED targets and its logits.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from timm_mix.functional.boxes import draw_boxes, lam_of
+from timm_mix.functional.checks import check_choice, check_share
 
 __all__ = ["MODES", "RecursiveMixPlan", "paste_history", "plan_recursivemix", "recursive_targets", "region_consistency"]
 
@@ -39,19 +41,12 @@ def plan_recursivemix(size: tuple[int, int], alpha: float = 0.5, *, rng: np.rand
     Raises:
         ValueError: alpha outside (0, 1], an image without area.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1:
-        raise ValueError(f"alpha must be in (0, 1], got {alpha!r}")
+    check_share("alpha", alpha)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (H, W), both >= 1, got {tuple(size)}")
-    ratio = math.sqrt(rng.uniform(0, alpha))
-    edges: list[int] = []
-    for length in size:
-        half = int(length * ratio) // 2
-        centre = int(rng.integers(length))
-        edges += [max(centre - half, 0), min(centre + half, length)]
-    top, bottom, left, right = edges
-    area = (bottom - top) * (right - left)
-    return RecursiveMixPlan((top, bottom, left, right), 1 - area / (size[0] * size[1]))
+    boxes = draw_boxes(rng.uniform(0, alpha, size=1), size, rng=rng)
+    top, bottom, left, right = boxes[0].tolist()
+    return RecursiveMixPlan((top, bottom, left, right), float(lam_of(boxes, size)[0]))
 
 
 def paste_history(images: Tensor, old: Tensor, plan: RecursiveMixPlan, mode: str = "nearest") -> Tensor:
@@ -63,8 +58,7 @@ def paste_history(images: Tensor, old: Tensor, plan: RecursiveMixPlan, mode: str
     Raises:
         ValueError: a mode other than 'nearest' or 'bilinear'; a history of other channels.
     """
-    if mode not in MODES:
-        raise ValueError(f"resize must be one of {', '.join(MODES)}, got {mode!r}")
+    check_choice("resize", mode, MODES)
     if old.shape[1] != images.shape[1]:
         raise ValueError(f"the history must have the images' {images.shape[1]} channels, got {old.shape[1]}")
     top, bottom, left, right = plan.box

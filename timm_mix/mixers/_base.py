@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from timm_mix.functional.checks import check_count
 from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets, plan_cutmix, plan_mixup, plan_resizemix
 
 __all__ = ["CutMix", "Mixer", "Mixup", "ResizeMix", "Switch"]
@@ -21,8 +22,7 @@ class Mixer(ABC):
     """
 
     def __init__(self, *, num_classes: int, seed: int = 0, label_smoothing: float = 0.0, prob: float = 1.0):
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes must be an integer >= 1, got {num_classes!r}")
+        check_count("num_classes", num_classes)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
         self.num_classes = num_classes

@@ -8,13 +8,13 @@ import torch
 from timm.layers import Conv2dSame, PatchEmbed
 from torch import nn
 
+from timm_mix.functional.checks import check_count
 from timm_mix.models._pretrained import untrained_cfg
 
 __all__ = [
     "Parts",
     "backbone_cfg",
     "build_backbone",
-    "check_count",
     "check_drop_rates",
     "features_cfg",
     "first_conv_name",
@@ -126,12 +126,6 @@ def take_apart(name: str, members: int, num_classes: int, **kwargs: Any) -> Part
     if num_classes > 0:
         _remove_classifier(core)
     return Parts(core, nn.ModuleList(encoders), nn.ModuleList(heads))
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise a ValueError unless `value` is an integer >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
 def check_drop_rates(kwargs: Dict[str, Any]) -> None:

@@ -13,10 +13,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._input import update_model_args
 from torch import nn
 
+from timm_mix.functional.checks import check_count
 from timm_mix.models._backbone import (
     backbone_cfg,
     build_backbone,
-    check_count,
     features_cfg,
     first_conv_name,
     is_linear_conv,

@@ -12,7 +12,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrai
 from timm.models._input import update_model_args
 from torch import nn
 
-from timm_mix.models._backbone import backbone_cfg, build_backbone, check_count, features_cfg
+from timm_mix.functional.checks import check_count
+from timm_mix.models._backbone import backbone_cfg, build_backbone, features_cfg
 from timm_mix.models._entrypoints import register_table
 from timm_mix.models._members import (
     check_ensemble,

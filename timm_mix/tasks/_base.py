@@ -11,6 +11,8 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from timm_mix.functional.checks import check_count
+
 __all__ = ["MemberTask", "MixingTask", "check_unwrapped", "names_without_decay", "per_sample_loss", "soft_criterion"]
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -276,11 +278,9 @@ def _cross_entropies(criterion: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Te
 
 
 def _check_clock(seed: int, total_steps: int | None, steps_per_epoch: int | None) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
-    for name, value in (("total_steps", total_steps), ("steps_per_epoch", steps_per_epoch)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be an integer >= 1 (or None), got {value!r}")
+    check_count("seed", seed, least=0)
+    check_count("total_steps", total_steps, optional=True)
+    check_count("steps_per_epoch", steps_per_epoch, optional=True)
     if total_steps is not None and steps_per_epoch is not None and steps_per_epoch > total_steps:
         raise ValueError(f"an epoch of {steps_per_epoch} steps is longer than the training, total_steps={total_steps}")
 

@@ -24,6 +24,7 @@ from timm_mix.functional.automix import (
     momentum_at,
     plan_automix,
 )
+from timm_mix.functional.checks import check_choice, check_count, check_not_negative, check_probability, check_share
 from timm_mix.models import prefix_matcher
 from timm_mix.tasks._base import MixingTask, check_unwrapped, names_without_decay
 from timm_mix.tasks._early_gradient import Taken, in_float16, take_gradient, with_gradient
@@ -362,13 +363,10 @@ def _make_block(name: str, channels: int, settings: dict[str, Any]) -> nn.Module
 
 
 def _check_settings(block: str, weight: float, base: float, end: float, warmup: float) -> None:
-    if block not in BLOCKS:
-        raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got {block!r}")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise ValueError(f"mask_weight must be >= 0 and finite, got {weight!r}")
+    check_choice("block", block, BLOCKS)
+    check_not_negative("mask_weight", weight)
     for name, value in (("momentum", base), ("momentum_end", end), ("momentum_warmup", warmup)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+        check_probability(name, value)
 
 
 def _check_cheaper(block_every: int, one_hot_prob: float, one_hot_share: float, main_head: str) -> None:
@@ -376,8 +374,6 @@ def _check_cheaper(block_every: int, one_hot_prob: float, one_hot_share: float, 
         raise ValueError(f"main_head must be one or mix, got {main_head!r}")
     if main_head == "mix" and one_hot_prob == 0 and not isinstance(one_hot_prob, bool):
         one_hot_prob = 1.0  # nothing that is published waits for plain images
-    if isinstance(block_every, bool) or not isinstance(block_every, int) or block_every < 1:
-        raise ValueError(f"block_every must be an integer >= 1, got {block_every!r}")
-    for name, value in (("one_hot_prob", one_hot_prob), ("one_hot_share", one_hot_share)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-            raise ValueError(f"{name} must be in (0, 1], got {value!r}")
+    check_count("block_every", block_every)
+    check_share("one_hot_prob", one_hot_prob)
+    check_share("one_hot_share", one_hot_share)

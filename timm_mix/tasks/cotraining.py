@@ -1,6 +1,5 @@
 """Co-training of the parts of a SplitNet (Zhao et al., arXiv:2011.14660), as a timm training task."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from timm_mix.functional.checks import check_choice, check_not_negative
 from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets
 from timm_mix.functional.splitnet import DIVERGENCES, cotraining_weight, plan_shared_mixup
 from timm_mix.models import reduce_members
@@ -57,10 +57,8 @@ class CoTrainingTask(MemberTask):
         self.member_group = member_group
         self.criterion = soft_criterion(self.criterion)
         for name, value in (("weight", weight), ("warmup_epochs", warmup_epochs), ("mixup", mixup)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be >= 0 and finite, got {value!r}")
-        if divergence not in DIVERGENCES:
-            raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+            check_not_negative(name, value)
+        check_choice("divergence", divergence, DIVERGENCES)
         if warmup_epochs and self.steps_per_epoch is None:
             raise ValueError(f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the number of batches in an epoch")
         self.weight = weight

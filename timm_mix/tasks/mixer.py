@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from timm_mix.functional.checks import check_count
 from timm_mix.mixers import Mixer
 from timm_mix.tasks._base import MixingTask, soft_criterion
 
@@ -35,8 +36,7 @@ class MixerTask(MixingTask):
         **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        if off_epoch is not None and (isinstance(off_epoch, bool) or not isinstance(off_epoch, int) or off_epoch < 0):
-            raise ValueError(f"off_epoch must be an integer >= 0 (or None), got {off_epoch!r}")
+        check_count("off_epoch", off_epoch, least=0, optional=True)
         if off_epoch is not None and self.steps_per_epoch is None:
             raise ValueError(f"off_epoch={off_epoch} needs steps_per_epoch, the number of batches in an epoch")
         self.criterion = soft_criterion(self.criterion)

@@ -9,6 +9,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from timm_mix.functional.checks import check_choice, check_not_negative
 from timm_mix.functional.recursivemix import (
     RecursiveMixPlan,
     paste_history,
@@ -58,10 +59,8 @@ class RecursiveMixTask(MixingTask):
     ):
         check_unwrapped(model, type(self).__name__)
         super().__init__(model, criterion, **kwargs)
-        if region_head not in HEADS:
-            raise ValueError(f"region_head must be one of {', '.join(HEADS)}, got {region_head!r}")
-        if isinstance(omega, bool) or not isinstance(omega, int | float) or not 0 <= omega < float("inf"):
-            raise ValueError(f"omega must be >= 0 and finite, got {omega!r}")
+        check_choice("region_head", region_head, HEADS)
+        check_not_negative("omega", omega)
         plan = plan_recursivemix((1, 1), alpha, rng=np.random.default_rng(0))  # a wrong setting is an error now
         paste_history(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), plan, resize)
         check_feature_map(model)

@@ -26,9 +26,9 @@ from timm.task import ClassificationTask
 from torch.nn import functional as F
 
 from timm_mix.train import run as training
-from timm_mix.train.data.sampler import EpochBatchSampler
 from timm_mix.train.data.sources import open_dataset
 from timm_mix.train.data.transforms import create_transform
+from timm_mix.views import EpochBatchSampler
 
 
 def test_model_ema_publishes_the_average_over_all_updates(run, recorded, images, tmp_path):

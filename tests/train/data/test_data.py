@@ -12,7 +12,8 @@ from torchvision.transforms import v2
 
 from timm_mix.train.data.loaders import create_eval_loader, create_train_loader, epoch_batches, open_dataset, start_epoch
 from timm_mix.train.errors import UsageError
-from timm_mix.train.data.transforms import MultiView, small_image_transform
+from timm_mix.train.data.transforms import small_image_transform
+from timm_mix.views import Views
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -112,7 +113,7 @@ class TestTrainLoader:
         assert (targets.shape, targets.dtype) == ((13,), torch.int64)
 
     def test_views_collate_beside_the_batch(self, digits):
-        digits.transform = MultiView(AUGMENT, 2)
+        digits.transform = Views(AUGMENT, 2)
         images, _ = draw(create_train_loader(digits, batch_size=13, workers=2), 0)[0]
         assert images.shape == (13, 2, 3, 32, 32)
         assert not torch.equal(images[:, 0], images[:, 1])

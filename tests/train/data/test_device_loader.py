@@ -21,7 +21,8 @@ from timm_mix.train.data.loaders import create_eval_loader, create_train_loader,
 from timm_mix.train.data.device_loader import DeviceLoader, create_device_loaders, device_augmentation, load_images
 from timm_mix.train.data.device_transforms import NO_AUGMENTATION, Augmentation
 from timm_mix.train.errors import UsageError
-from timm_mix.train.data.sampler import EpochBatchSampler, ShardSampler
+from timm_mix.train.data.sampler import ShardSampler
+from timm_mix.views import EpochBatchSampler
 from timm_mix.train.data.transforms import create_transform, small_image_transform
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.

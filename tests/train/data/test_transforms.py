@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from timm_mix.train.errors import UsageError
-from timm_mix.train.data.transforms import Lighting, MultiView, create_transform, small_image_transform
+from timm_mix.train.data.transforms import Lighting, create_transform, small_image_transform
 
 MEAN, STD = (0.1, 0.3, 0.7), (0.2, 0.5, 1.1)
 HEIGHT, WIDTH = 11, 13
@@ -240,25 +240,6 @@ def test_a_wrong_style_or_option_is_refused_in_one_line(style, options, line):
     with pytest.raises(UsageError, match=line) as caught:
         create_transform(style, CONFIG, training=True, **options)
     assert "\n" not in str(caught.value)
-
-
-def test_multi_view_stacks_views_that_differ(image):
-    views = MultiView(small(), 5)(image)
-    assert views.shape == (5, 3, HEIGHT, WIDTH)
-    assert len({view.numpy().tobytes() for view in views}) > 1
-
-
-def test_multi_view_draws_as_often_as_calling_the_transform(image):
-    transform = small()
-    torch.manual_seed(7)
-    views = MultiView(transform, 3)(image)
-    torch.manual_seed(7)
-    assert torch.equal(views, torch.stack([transform(image), transform(image), transform(image)]))
-
-
-def test_multi_view_needs_a_view():
-    with pytest.raises(UsageError, match="views must be at least 1, got 0"):
-        MultiView(small(), 0)
 
 
 def test_lighting_adds_one_colour_to_the_whole_image():

@@ -23,10 +23,10 @@ from timm_mix.lab.bench.measure import Ratio, Run, compare
 from timm_mix.train.data.device_loader import DeviceLoader, load_images
 from timm_mix.train.data.device_transforms import Augmentation
 from timm_mix.train.data.loaders import create_train_loader, open_dataset, start_epoch
-from timm_mix.train.data.sampler import EpochBatchSampler
 from timm_mix.train.data.transforms import small_image_transform
 from timm_mix.train.run import run
 from timm_mix.train.settings.config import parse_config
+from timm_mix.views import EpochBatchSampler
 
 __all__ = ["bench_loading", "bench_trainer"]
 

@@ -7,7 +7,7 @@ ResNets), convolutional.py, regnet.py and transformer.py (beyond the paper).
 import re
 from typing import Any
 
-from timm_mix.models._backbone import check_count
+from timm_mix.functional.checks import check_count
 from timm_mix.models.divide import cifar, convolutional, efficientnet, imagenet, resnet
 
 __all__ = ["divide"]

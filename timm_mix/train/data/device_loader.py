@@ -20,10 +20,11 @@ from torchvision.transforms import v2
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.data.loaders import create_eval_loader
 from timm_mix.train.data.device_transforms import NO_AUGMENTATION, Augmentation, cut_views, erase, plan_views, to_device
-from timm_mix.train.errors import UsageError
+from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.data.reading import FaultyBatch
-from timm_mix.train.data.sampler import EpochBatchSampler, ShardSampler
+from timm_mix.train.data.sampler import ShardSampler
 from timm_mix.train.data.transforms import ResizeIfNeeded
+from timm_mix.views import EpochBatchSampler
 
 __all__ = ["DeviceLoader", "ImageMemory", "create_device_loaders", "device_augmentation", "load_images"]
 
@@ -137,8 +138,9 @@ class DeviceLoader:
     def start(self, epoch: int, seed: int, rank: int = 0, first_batch: int = 0) -> None:
         """Make the next iteration that of an epoch from a batch on; the batches before it cost nothing."""
         assert isinstance(self.batch_sampler, EpochBatchSampler)
-        self.batch_sampler.set_epoch(epoch)
-        self.batch_sampler.set_start(first_batch)
+        with user_errors("start there in the training images"):
+            self.batch_sampler.set_epoch(epoch)
+            self.batch_sampler.set_start(first_batch)
         self._seed, self._rank = seed, rank
 
     def _batch(self, index: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -172,7 +174,8 @@ def create_device_loaders(
 ) -> tuple[DeviceLoader, DeviceLoader]:
     """Training and evaluation loaders of one process, as `timm_mix.train.loop.build.build_loaders` asks for them."""
     sharing: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
-    sampler = EpochBatchSampler(len(train), images.batch_size, repeats=images.batch_repeats, **sharing)  # type: ignore[arg-type]
+    with user_errors("make batches of the training images"):
+        sampler = EpochBatchSampler(len(train), images.batch_size, repeats=images.batch_repeats, **sharing)  # type: ignore[arg-type]
     mean, std, (channels, *size) = (data_config[name] for name in ("mean", "std", "input_size"))
     how: dict[str, Any] = {"interpolation": data_config["interpolation"], "device": device, "workers": images.workers}
     memories = [load_images(dataset, tuple(size), channels, **how) for dataset in (train, validation)]

@@ -1,6 +1,6 @@
 """The loaders of training and evaluation; `timm_mix.train.data.sources` opens the datasets and is offered here, too.
 
-Images collate to [B, C, H, W], or [B, V, C, H, W] with `MultiView`; targets to int64 [B].
+Images collate to [B, C, H, W], or [B, V, C, H, W] with `timm_mix.views.Views`; targets to int64 [B].
 
 What makes a run repeatable: all chance in a training item is a function of (seed, epoch, its position in the epoch's
 order, which of its copies, rank), and all chance in a training step is one of (seed, epoch, step, rank). So neither
@@ -21,10 +21,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from timm_mix.train.data.chance import keep_generators, seed_generators
-from timm_mix.train.errors import UsageError
+from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.data.reading import collate, read
-from timm_mix.train.data.sampler import EpochBatchSampler, Place, ShardSampler
+from timm_mix.train.data.sampler import ShardSampler
 from timm_mix.train.data.sources import check_splits, class_names, open_dataset
+from timm_mix.views import EpochBatchSampler, Place
 
 __all__ = [
     "check_splits",
@@ -62,16 +63,9 @@ def create_train_loader(
     """
     shared = _loader_settings(workers, pin_memory)
     if not isinstance(dataset, IterableDataset):
-        sampler = EpochBatchSampler(
-            len(dataset),  # type: ignore[arg-type]
-            batch_size,
-            repeats=repeats,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
-            places=True,
-        )
+        sharing: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size, "drop_last": drop_last}
+        with user_errors("make batches of the training images"):
+            sampler = EpochBatchSampler(len(dataset), batch_size, repeats=repeats, places=True, **sharing)  # type: ignore[arg-type]
         return DataLoader(_KeyedDataset(dataset), batch_sampler=sampler, collate_fn=collate, **shared)
     if repeats > 1:
         raise UsageError(
@@ -119,8 +113,9 @@ def start_epoch(loader: Any, epoch: int, seed: int, rank: int = 0, first_batch: 
     if hasattr(loader, "start"):
         loader.start(epoch, seed, rank, first_batch)
     elif isinstance(loader.batch_sampler, EpochBatchSampler):
-        loader.batch_sampler.set_epoch(epoch)
-        loader.batch_sampler.set_start(first_batch)
+        with user_errors("start there in the training images"):
+            loader.batch_sampler.set_epoch(epoch)
+            loader.batch_sampler.set_start(first_batch)
         loader.dataset.key = (seed, epoch, rank)
     else:
         word = np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0]

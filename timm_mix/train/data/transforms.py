@@ -1,4 +1,4 @@
-"""From PIL images to normalised tensors: a recipe for small images, timm's for ImageNet, and several views of an image.
+"""From PIL images to normalised tensors: a recipe for small images, and timm's for ImageNet.
 
 All chance is drawn from the global generators of `random`, numpy and torch, as torchvision and timm do;
 `timm_mix.train.data.loaders` seeds them for every item.
@@ -17,7 +17,7 @@ from torchvision.transforms import Normalize, v2
 
 from timm_mix.train.errors import UsageError
 
-__all__ = ["Lighting", "MultiView", "ResizeIfNeeded", "create_transform", "small_image_transform"]
+__all__ = ["Lighting", "ResizeIfNeeded", "create_transform", "small_image_transform"]
 
 AUTO_AUGMENT = {"cifar10": v2.AutoAugmentPolicy.CIFAR10}
 PAD_MODES = ("constant", "edge", "reflect", "symmetric")
@@ -177,28 +177,6 @@ class Lighting:
 
     def __repr__(self) -> str:
         return f"Lighting(std={self.std})"
-
-
-class MultiView:
-    """Several views of one image, each augmented on its own.
-
-    Shapes: with V = views
-        MultiView(transform, V)(image): [V, C, H, W], `transform` drawn V times.
-    Raises:
-        UsageError: views < 1.
-    """
-
-    def __init__(self, transform: Callable[[Image.Image], torch.Tensor], views: int):
-        if views < 1:
-            raise UsageError(f"views must be at least 1, got {views}: ask for one view per member")
-        self.transform = transform
-        self.views = views
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return torch.stack([self.transform(image) for _ in range(self.views)])
-
-    def __repr__(self) -> str:
-        return f"MultiView({self.views} x {self.transform})"
 
 
 class ResizeIfNeeded:

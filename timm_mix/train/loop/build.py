@@ -26,7 +26,7 @@ from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks.mixer import MixerTask
 from timm_mix.train.data.device_loader import create_device_loaders, device_augmentation
 from timm_mix.train.data.loaders import check_splits, class_names, create_eval_loader, create_train_loader, open_dataset
-from timm_mix.train.data.transforms import MultiView, create_transform
+from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.loop.block_groups import BlockSchedule, GroupsOf, own_block_group
 from timm_mix.train.settings.augment import AugmentSettings
@@ -34,6 +34,7 @@ from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
 from timm_mix.train.settings.optimise import OptimiseSettings
 from timm_mix.train.settings.task import PLAIN, TaskSettings
+from timm_mix.views import Views
 
 __all__ = [
     "Data",
@@ -149,7 +150,7 @@ def build_loaders(
         style = device_augmentation(augment.aug, options)
         return create_device_loaders(images, style, data.train, data.validation, data_config, **shared)
     transform = create_transform(augment.aug, data_config, training=True, **options)
-    data.train.transform = MultiView(transform, views) if views else transform  # type: ignore[attr-defined]
+    data.train.transform = Views(transform, views) if views else transform  # type: ignore[attr-defined]
     data.validation.transform = create_transform(augment.aug, data_config, training=False)  # type: ignore[attr-defined]
     shared |= {"workers": images.workers, "pin_memory": images.pin_mem}
     train = create_train_loader(
