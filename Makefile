@@ -1,10 +1,13 @@
 # Each target makes its own .venv when it is missing and reuses it when it is not.
-#   make demo   make test   make lint   make timm-suite   make benchmark   make chaos   make hub-matrix   make weights-check
+#   make demo   make test   make test-oldest   make lint   make timm-suite   make benchmark   make chaos   make hub-matrix   make weights-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# for the oldest versions that are supported; the oldest Python too, where there is one
+PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
+OLDEST := .venv-oldest
 
-.PHONY: demo test lint format timm-suite benchmark chaos hub-matrix weights-check clean
+.PHONY: demo test test-oldest lint format timm-suite benchmark chaos hub-matrix weights-check clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed-%: pyproject.toml
@@ -17,6 +20,16 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
+
+$(OLDEST)/.installed: pyproject.toml tests/oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON_OLDEST) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt \
+		--editable '.[demo]' pytest pytest-timeout pytest-xdist setuptools
+	touch $@
+
+# The suite with the oldest versions of everything (exact: tests/oldest.txt); tests of pushing skip, they need a newer client.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -47,4 +60,4 @@ weights-check: $(VENV)/.installed-dev
 	$(BIN)/python tests/weights_check.py $(if $(DATA),--data $(DATA))
 
 clean:
-	rm -rf $(VENV) .timm_suite .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(OLDEST) .timm_suite .pytest_cache .mypy_cache .ruff_cache build *.egg-info

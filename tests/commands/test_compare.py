@@ -173,7 +173,7 @@ def test_a_mistake_ends_with_status_2_and_no_table(suite, monkeypatch, capsys, t
 
 def test_a_missing_library_is_said_before_anything_runs(run, monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"compare needs matplotlib, which is not installed: pip install"):
+    with pytest.raises(UsageError, match=r"needs matplotlib, which is not installed: pip install 'timm_mix\[plots\]'"):
         run()
     assert not (tmp_path / "out").exists()
 

@@ -7,10 +7,13 @@ import timm
 import torch
 from loopback_hub import Fault, LoopbackHub
 from support.hub_clients import ROOT, Client
+from support.pushing import NEEDS_PUSH
 
 from timm_mix.commands import push as push_to_hub
 from timm_mix.hub import PushedFile, PushResult, save_pretrained
 from timm_mix.train.errors import UsageError
+
+pytestmark = NEEDS_PUSH
 
 SCRIPT = ROOT / "train_scripts" / "push_to_hub.py"
 

@@ -8,7 +8,8 @@ import pytest
 import timm
 import torch
 
-from timm_mix.hub import save_pretrained
+from timm_mix.hub import HubError, push_to_hub, save_pretrained
+from timm_mix.hub.client import can_push
 
 
 @pytest.fixture
@@ -123,3 +124,21 @@ def test_another_number_of_names_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="label_names must name 3 classes, got 2"):
         save_pretrained(model, tmp_path / "m", label_names=["a", "b"])
     assert not (tmp_path / "m").exists()
+
+
+def test_a_push_asks_for_a_newer_huggingface_hub_before_anything_else(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.__version__", "0.30.2")
+    monkeypatch.setattr("timm_mix.hub.publish.read_release", None)
+    wanted = r"cannot push to a/m: pushing needs huggingface_hub 1\.33 or newer, installed is 0\.30\.2 .*; pip install"
+    for dry_run in (True, False):
+        with pytest.raises(HubError, match=wanted):
+            push_to_hub(tmp_path / "nothing", "a/m", dry_run=dry_run, token="t")
+
+
+@pytest.mark.parametrize(
+    ("version", "new_enough"),
+    [("0.36.2", False), ("1.9.2", False), ("1.33.0", True), ("1.33.0rc1", True), ("1.100.0", True), ("2.0.0", True)],
+)
+def test_versions_that_push_are_told_by_number(monkeypatch, version, new_enough):
+    monkeypatch.setattr("huggingface_hub.__version__", version)
+    assert can_push() == new_enough

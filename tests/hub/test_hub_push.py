@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard, get_session
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
+from support.pushing import NEEDS_PUSH
 
 from timm_mix.card import SourceFacts, make_converted_card
 from timm_mix.card.short import Facts, how_to_load
@@ -20,6 +21,8 @@ from timm_mix.hub import push_to_hub, save_pretrained
 from timm_mix.hub.errors import HubError, hub_errors, with_retries
 from timm_mix.hub.release import read_release
 from timm_mix.models._pretrained import shipped_folder
+
+pytestmark = NEEDS_PUSH
 
 HTTPX: Any = sys.modules[type(get_session()).__module__.partition(".")[0]]  # httpx2 from huggingface_hub 2.0 on
 

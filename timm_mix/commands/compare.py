@@ -78,7 +78,7 @@ def _check_libraries() -> None:
     """What the tables need is missed before the runs, not after."""
     for name in ("matplotlib", "scipy"):
         if importlib.util.find_spec(name) is None:
-            raise UsageError(f"compare needs {name}, which is not installed: pip install {name}")
+            raise UsageError(f"compare needs {name}, which is not installed: pip install 'timm_mix[plots]'")
 
 
 def _run(runs: Sequence[Run], args: argparse.Namespace) -> list[Failure]:

@@ -7,7 +7,8 @@
 
 Accuracy, NLL, calibration before and after a cross-fitted temperature, Brier score, AURC, diversity of the members,
 throughput; accuracy under FGSM (--robustness) and under common corruptions (--corruptions, --corruptions-dir).
-Writes results.json, which also says how every figure is computed, and pictures into --output.
+Writes results.json, which also says how every figure is computed, and pictures into --output, where matplotlib is
+installed (the extra `plots`).
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_mix.train.errors import UsageError
-from timm_mix.train.evaluate.canvas import open_pyplot
+from timm_mix.train.evaluate.canvas import can_draw, open_pyplot
 from timm_mix.train.evaluate.corruptions import families_in
 from timm_mix.train.evaluate.outputs import create_accelerator
 from timm_mix.train.evaluate.run import KIND, Evaluation
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what the command line says; returns the content of results.json (on the main process)."""
     config = parse_validate(argv)
     _check_folder(Path(config.measured.output))
-    open_pyplot()  # what cannot be drawn at the end is an error now
+    if can_draw():
+        open_pyplot()  # a matplotlib that is broken is an error now, not at the end
     if config.measured.corruptions_dir:
         families_in(Path(config.measured.corruptions_dir))
     accelerator = create_accelerator(config.model.amp, config.model.amp_dtype, config.model.cpu)

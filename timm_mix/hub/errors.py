@@ -16,8 +16,9 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from timm_mix.hub.client import ConnectionFailed, reason_of, status_of
 
 __all__ = ["NO_TOKEN", "HubError", "hub_errors", "is_temporary", "with_retries"]
 
@@ -28,7 +29,12 @@ TEMPORARY = (408, 429, 500, 502, 503, 504)  # as huggingface_hub's own uploads t
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second, third, ... try
 LONGEST_WAIT = 310.0  # seconds; the Hub counts its limits in windows of five minutes
 # raised before anything is sent, for a wrong HF_ENDPOINT or a token with a line break in it
-_NEVER_SENT = ("UnsupportedProtocol", "LocalProtocolError")
+_NEVER_SENT = (
+    *("UnsupportedProtocol", "LocalProtocolError"),  # httpx
+    *("MissingSchema", "InvalidSchema", "InvalidURL", "InvalidHeader"),  # requests
+)
+# the header `ratelimit: "api";r=0;t=55` of the IETF's draft: nothing remains, and a new window begins in t seconds
+_SPENT = re.compile(r'"\w+"\s*;\s*r\s*=\s*0+\s*;\s*t\s*=\s*(?P<seconds>\d+)')
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN to a token that may write"
 NO_TOKEN = f"there is no token; {_LOGIN}"
 _ADVICE = {
@@ -69,7 +75,7 @@ def hub_errors(wanted: str, *, reading: bool = False) -> Iterator[None]:
         yield
     except HubError:
         raise
-    except (HTTPError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ConnectionFailed, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HubError(f"cannot {wanted}: {_said(error, reading)}") from error
 
 
@@ -88,9 +94,7 @@ def with_retries(call: Callable[[], _T], done: Callable[[], _T | None] = lambda:
             if not is_temporary(error) or asked > LONGEST_WAIT:
                 raise
             wait = max(wait, asked)
-            said = (
-                f"the Hub says {error.response.status_code}" if isinstance(error, HfHubHTTPError) else _one_line(error)
-            )
+            said = f"the Hub says {status_of(error)}" if isinstance(error, HfHubHTTPError) else _one_line(error)
             _logger.info("%s; next try in %.0f s", said, wait)
         time.sleep(wait)
         found = done()
@@ -103,21 +107,22 @@ def is_temporary(error: Exception) -> bool:
     """Whether the same call may work a little later."""
     if isinstance(error, HfHubHTTPError):
         # the client itself would repeat this one for ever, without a pause
-        conflict = error.response.status_code == 409 and "conflicting operation is in progress" in error.response.text
-        return conflict or error.response.status_code in TEMPORARY
+        conflict = status_of(error) == 409 and "conflicting operation is in progress" in error.response.text
+        return conflict or status_of(error) in TEMPORARY
     if isinstance(error, OfflineModeIsEnabled) or type(error).__name__ in _NEVER_SENT:
         return False
-    return isinstance(error, (HTTPError, ConnectionError, json.JSONDecodeError))
+    return isinstance(error, (ConnectionFailed, ConnectionError, json.JSONDecodeError))
 
 
-def _asked_wait(error: Exception) -> float:
+def _asked_wait(error: Any) -> float:
     """Seconds that the Hub asks to wait, 0 where it does not say."""
-    if not isinstance(error, HfHubHTTPError):
+    status = status_of(error) if isinstance(error, HfHubHTTPError) else None
+    if status is None:
         return 0.0
     headers = error.response.headers
-    limit = parse_ratelimit_headers(headers)
-    if error.response.status_code == 429 and limit is not None and limit.remaining == 0:
-        return limit.reset_in_seconds + 1.0
+    spent = _SPENT.search(headers.get("ratelimit", ""))
+    if status == 429 and spent:
+        return float(spent["seconds"]) + 1
     value = headers.get("retry-after", "").strip()
     if value.isdigit():
         return float(value) + 1
@@ -147,18 +152,20 @@ def _said(error: Any, reading: bool) -> str:
         return f"{_one_line(error)}; make room on this disk and run the same command again"
     if type(error).__name__ in _NEVER_SENT:
         return f"{_one_line(error)}; look at HF_ENDPOINT and at the token"
-    if isinstance(error, (HTTPError, ConnectionError)):
+    if isinstance(error, (ConnectionFailed, ConnectionError)):
         goes_on = "" if reading else ", it goes on where it stopped"
         return f"the connection failed ({_one_line(error)}); run the same command again{goes_on}"
     return _one_line(error)
 
 
 def _refusal(error: HfHubHTTPError, reading: bool) -> str:
-    status = error.response.status_code
+    status, reason = status_of(error), reason_of(error.response)
+    if status is None:
+        return _one_line(error)
     message = " ".join((error.server_message or "").split())[:300]
-    if not message and not error.response.reason_phrase:
+    if not message and not reason:
         message = _one_line(error)
-    said = f"the Hub says {status} {error.response.reason_phrase}".rstrip() + (f": {message}" if message else "")
+    said = f"the Hub says {status} {reason}".rstrip() + (f": {message}" if message else "")
     request = f" (request {error.request_id})" if error.request_id else ""
     asked = _asked_wait(error)
     if status == 429 and asked:

@@ -5,9 +5,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import timm
 from torch import nn
 
+from timm_mix.hub.client import OLDEST_TO_PUSH, can_push
+from timm_mix.hub.errors import HubError
 from timm_mix.hub.push import PushResult, Wish, check_wish, full_repo_id, push_release
 from timm_mix.hub.release import read_release
 from timm_mix.hub.save import save_pretrained
@@ -48,8 +51,14 @@ def push_to_hub(
         dry_run: compare with the Hub and write nothing.
     Raises:
         ValueError: the folder, the name or the settings are wrong; nothing is committed.
-        HubError: the Hub did not do it.
+        HubError: the Hub did not do it; or the installed huggingface_hub is too old, which is said before all else.
     """
+    if not can_push():
+        wanted = ".".join(map(str, OLDEST_TO_PUSH))
+        raise HubError(
+            f"cannot push to {repo_id}: pushing needs huggingface_hub {wanted} or newer, installed is "
+            f"{huggingface_hub.__version__} (enough for loading); pip install -U huggingface_hub"
+        )
     wish = Wish(private, create_pr, revision, token, dry_run, commit_message)
     for name in (repo_id, f"{repo_id}-folded") if fold else (repo_id,):
         check_wish(name, wish)

@@ -21,12 +21,12 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from timm_mix.hub.client import REPEATS_DOWNLOADS, EntryNotFound, status_of
 from timm_mix.hub.errors import HubError, hub_errors, with_retries
 from timm_mix.version import __version__
 
@@ -100,8 +100,10 @@ def fetch(source: str | Path, *, token: str | None = None, cache_dir: str | Path
 
 def _download(filename: str, where: dict[str, Any]) -> Path:
     with hub_errors(f"get {filename} of {where['repo_id']}", reading=True):
-        for _ in range(2):
-            path = _try_download(filename, where)
+        for attempt in range(2):
+            # an old library goes on with the part that it has kept, whatever is wrong with it
+            anew = {"force_download": True} if attempt and not REPEATS_DOWNLOADS else {}
+            path = _try_download(filename, {**where, **anew})
             if path is not None and _is_as_announced(path):
                 return path
             if path is not None:
@@ -129,18 +131,26 @@ def _remove(path: Path) -> None:
 def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
     """The file in the cache, None where another size came than was announced."""
 
-    def call() -> str:
+    def call() -> str | None:
         try:
             return hf_hub_download(filename=filename, library_name="timm_mix", library_version=__version__, **where)
+        except LocalEntryNotFoundError as error:
+            # a long text around what really happened: an old library has not tried that again, a newer one has
+            raise error if REPEATS_DOWNLOADS else error.__cause__ or error from None
         except HfHubHTTPError as error:
-            if error.response.status_code in (408, 429):  # the library has waited for these already
+            if REPEATS_DOWNLOADS and status_of(error) in (408, 429):  # the library has waited for these already
                 with hub_errors(f"get {filename} of {where['repo_id']}", reading=True):
                     raise
+            if not REPEATS_DOWNLOADS and status_of(error) == 416:  # the kept part is as long as the file, or longer
+                return None
             raise
 
     try:
-        return Path(with_retries(call))
-    except RemoteEntryNotFoundError:
+        path = with_retries(call)
+        return None if path is None else Path(path)
+    except LocalEntryNotFoundError as error:
+        raise error.__cause__ or error from None
+    except EntryNotFound:
         kinds = "; pickled weights are never read" if filename == WEIGHTS else ""
         raise HubError(
             f"cannot get {filename} of {where['repo_id']}: there is none{kinds}; ask its owner for a model saved by "
@@ -150,8 +160,6 @@ def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
         raise HubError(
             f"wanted org/name or org/name@revision, or a folder that exists, got {where['repo_id']!r}"
         ) from None
-    except LocalEntryNotFoundError as error:  # a long text around what really happened
-        raise error.__cause__ or error from None
     except OSError as error:
         # huggingface_hub raises a bare OSError for a wrong size only
         if type(error) is OSError and error.errno is None:

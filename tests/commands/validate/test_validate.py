@@ -1,6 +1,7 @@
 """validate.py: its figures recomputed from the predictions that it saves, on one process and on two."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -208,6 +209,18 @@ def test_pictures_are_drawn(evaluated):
     for name in drawn:
         with Image.open(evaluated / name) as image:
             assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_without_matplotlib_the_figures_are_written_and_one_line_says_what_pictures_need(
+    saved, images, results, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # what an import of a missing module meets
+    evaluate(*flags_of(saved, images, tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())["figures"]
+    assert figures[WHOLE]["top1"] == results["figures"][WHOLE]["top1"]
+    said = [line for line in capsys.readouterr().err.splitlines() if "pip" in line]
+    assert said == ["pictures need matplotlib, which is not installed: pip install 'timm_mix[plots]'"]
 
 
 def test_results_state_machine_command_protocol_and_throughput(results):

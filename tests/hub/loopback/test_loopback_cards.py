@@ -7,6 +7,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from loopback_helpers import ask
 from loopback_hub.front_matter import check_card, read_front_matter
+from support.pushing import NEEDS_PUSH
+
+pytestmark = NEEDS_PUSH
 
 
 def generated_card():

@@ -7,6 +7,9 @@ import pytest
 from loopback_helpers import UPLOAD, ask, commit_lines
 from loopback_hub import Fault, LoopbackHub
 from support.hub_clients import run_client
+from support.pushing import NEEDS_PUSH
+
+pytestmark = NEEDS_PUSH
 
 
 def test_faults_hit_the_requests_they_name_and_no_others(hub):

@@ -12,6 +12,9 @@ from loopback_hub import Fault, LoopbackHub
 from loopback_hub.store import Blob, git_sha1, tree_sha1
 from loopback_hub.wire import RefusalError
 from support.hub_clients import Client
+from support.pushing import NEEDS_PUSH
+
+pytestmark = NEEDS_PUSH
 
 # -- uploads
 

@@ -5,6 +5,9 @@ import re
 import pytest
 from hub_push_faults import CASES, SLOW_CASES
 from hub_push_helpers import assert_holds, assert_one_line, assert_whole, push, pushes
+from support.pushing import NEEDS_PUSH
+
+pytestmark = NEEDS_PUSH
 
 
 def test_the_table_is_long_and_its_names_are_its_own():

@@ -8,8 +8,11 @@ import torch
 from hub_push_helpers import assert_holds, assert_one_line, assert_whole, push, pushes
 from huggingface_hub import ModelCard
 from loopback_hub import Fault
+from support.pushing import NEEDS_PUSH
 
 from timm_mix.hub import save_pretrained
+
+pytestmark = NEEDS_PUSH
 
 
 @pytest.fixture

@@ -11,8 +11,11 @@ import torch
 from hub_push_helpers import assert_holds, push, pushes
 from huggingface_hub import ModelCard
 from support.hub_clients import client_environment, run_client
+from support.pushing import NEEDS_PUSH
 
 from timm_mix.hub import save_pretrained
+
+pytestmark = NEEDS_PUSH
 
 # one name of every module that registers models: the smallest one, and what makes it small for the quick test
 FAMILIES = {

@@ -83,5 +83,5 @@ def test_an_unknown_split_is_refused():
 
 def test_a_missing_scikit_learn_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # what an import of a missing module meets
-    with pytest.raises(UsageError, match="not installed: pip install scikit-learn"):
+    with pytest.raises(UsageError, match=r"not installed: pip install 'timm_mix\[demo\]'"):
         Digits("train")

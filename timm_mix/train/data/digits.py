@@ -95,7 +95,7 @@ def _load_scans() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError(
-            "the dataset 'digits' needs scikit-learn, which is not installed: pip install scikit-learn"
+            "the dataset 'digits' needs scikit-learn, which is not installed: pip install 'timm_mix[demo]'"
         ) from error
     scans = load_digits()
     return scans.images, scans.target.astype(np.int64)

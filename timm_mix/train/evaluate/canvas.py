@@ -1,15 +1,23 @@
 """matplotlib without a screen, and pictures that are either whole or not there."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.files import write_whole
 
-__all__ = ["PALETTE", "open_pyplot", "save_figure"]
+__all__ = ["NO_MATPLOTLIB", "PALETTE", "can_draw", "open_pyplot", "save_figure"]
+
+NO_MATPLOTLIB = "pictures need matplotlib, which is not installed: pip install 'timm_mix[plots]'"
 
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow comes last, it is pale on white
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def open_pyplot() -> Any:
@@ -21,7 +29,7 @@ def open_pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise UsageError("pictures need matplotlib, which is not installed: pip install matplotlib") from None
+        raise UsageError(NO_MATPLOTLIB) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

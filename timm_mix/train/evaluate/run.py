@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from timm_mix.metrics import calibration_bins, cross_fit_temperature, risk_coverage
+from timm_mix.train.evaluate.canvas import NO_MATPLOTLIB, can_draw
 from timm_mix.train.evaluate.corruptions import SEVERITIES, Corruption, NpyCorruption, families_in
 from timm_mix.train.evaluate.figures import (
     plot_corruptions,
@@ -74,7 +75,10 @@ class Evaluation:
         if self.config.measured.save_predictions:
             tensors = {"logits": outputs, "target": target}
             write_whole(self.folder / "predictions.safetensors", lambda stream: stream.write(to_safetensors(tensors)))
-        self._draw(outputs, target, content)
+        if can_draw():
+            self._draw(outputs, target, content)
+        else:
+            print(NO_MATPLOTLIB, file=sys.stderr)
         write_json(self.folder / "results.json", content)
         _print_table(content)
         return content
