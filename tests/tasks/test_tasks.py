@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import timm_mix
-from timm_mix.functional.mixmo import BLOCKS, member_masks
+from timm_mix.functional.blocks import BLOCKS
+from timm_mix.functional.mixmo import member_masks
 from timm_mix.functional.msda import kept_labels, kept_pixels
 from timm_mix.tasks import TASKS
 from timm_mix.tasks._base import per_sample_loss

@@ -23,7 +23,7 @@ class MixMoTask(MemberTask):
     members' losses with the weights w_r of their ratios.
 
     Args:
-        block: the mixing block: `linear` for Linear-MixMo, or a family of functional.masks such as `cut`.
+        block: the mixing block: `linear` for Linear-MixMo, or another of functional.blocks such as `cut`.
         prob: probability per batch of `block` rather than the linear one; fades to 0 over the last twelfth of training.
         alpha: ratios ~ Dirichlet(alpha, ..., alpha).
         r: weight exponent; 1 weights by the ratio, math.inf weights alike; the paper's plateau is 3 to 6.
