@@ -16,7 +16,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from timm_mix.mixers import MIXERS, create_mixer
+from timm_mix.mixers import create_mixer, mixer_settings
 from timm_mix.tasks import ManifoldMixupTask, MixingTask, RecursiveMixTask, create_task, task_settings
 from timm_mix.tasks.mixer import MixerTask
 
@@ -73,7 +73,7 @@ class Order:
         if self.task is not None:
             return (task_settings(self.task) | ({"views"} if self.task == "cotraining" else set())) - TAKEN
         if self.mixer is not None:
-            return _mixer_settings(self.mixer) | {"seed", "prob", "off_epoch"}
+            return mixer_settings(self.mixer) | {"seed", "prob", "off_epoch"}
         return set()
 
     @property
@@ -302,11 +302,6 @@ def _length(loader: Any) -> int | None:
         return len(loader) or None
     except TypeError:
         return None
-
-
-def _mixer_settings(name: str) -> set[str]:
-    parameters = inspect.signature(MIXERS[name]).parameters.values()
-    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 _MISSING: Any = object()
