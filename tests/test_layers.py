@@ -21,7 +21,7 @@ ALLOWED = {
     "mixers": PAPERS,
     "tasks": {*PAPERS, "models", "mixers"},
     "metrics": {*PAPERS, "models"},
-    "card": {*PAPERS, "models"},
+    "card": {*PAPERS, "models", "tasks"},
     "convert": {*PAPERS, "models"},
     "hub": SEATS | {"card"},
     "drop_in": SEATS,

@@ -12,6 +12,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from timm_mix.hub import is_model_folder, save_pretrained
+from timm_mix.tasks import TASKS
 from timm_mix.train.cost import predict_cost
 from timm_mix.train.data.chance import deterministic_algorithms
 from timm_mix.train.errors import UsageError, user_errors
@@ -115,8 +116,9 @@ def _check_folder(config: Config) -> None:
 
 
 def _views(model: Any, config: Config) -> int | None:
-    """Views per image, None for one: co-training shows every part its own."""
-    parts = getattr(model, "num_members", 1) if config.task == "cotraining" else 1
+    """Views per image, None for one: some tasks show every member its own."""
+    own = config.task in TASKS and TASKS[config.task].facts.member_views
+    parts = getattr(model, "num_members", 1) if own else 1
     views = parts if config.views is None else config.views
     if views not in (1, parts):
         wanted = f"1 or {parts}, one per part" if parts > 1 else f"1 for task {config.task}"

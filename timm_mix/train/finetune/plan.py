@@ -16,7 +16,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_mix.models import reduce_members
-from timm_mix.tasks import MemberTask
+from timm_mix.tasks import TASKS, MemberTask
 from timm_mix.train.data.image_folder import find_unreadable, open_image_folder
 from timm_mix.train.data.sources import FOLDER_NAMES
 from timm_mix.train.errors import UsageError, user_errors
@@ -44,8 +44,8 @@ class FinetuneConfig(Config):
     task: str = field(
         default="classification",
         metadata={
-            "help": "classification (default: all members see the same image, the mean of their losses), or mixmo, "
-            "cotraining, recursivemix, automix, manifoldmixup"
+            "help": "classification (default: all members see the same image, the mean of their losses), or "
+            + ", ".join(TASKS)
         },
     )
     smoothing: float = 0.1
