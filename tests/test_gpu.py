@@ -7,19 +7,21 @@ import timm
 import torch
 
 import timm_mix
-from timm_mix.tasks import TASKS
+from timm_mix.tasks import TASKS, task_settings
 
 pytestmark = pytest.mark.gpu
 
 K = 13
-MODELS = {"mixmo": ("mixmo_wrn16_2_m2", {}), "cotraining": ("splitnet", {"backbone": "wrn16_2", "split": 2})}
 
 
 def _task(name, **kwargs):
     torch.manual_seed(0)
-    model, settings = MODELS[name]
-    model = timm.create_model(model, num_classes=K, **settings).cuda().to(memory_format=torch.channels_last)
-    return timm_mix.create_task(name, model, None, num_classes=K, **kwargs)
+    example = TASKS[name].facts.example
+    wrapped = {"backbone": "wrn16_2", **example.model_settings} if example.model else {}
+    model = timm.create_model(example.model or "wrn16_2", num_classes=K, **wrapped)
+    model = model.cuda().to(memory_format=torch.channels_last)
+    stage = {"reduction": 4} if "reduction" in task_settings(name) else {}
+    return timm_mix.create_task(name, model, None, num_classes=K, **stage, **kwargs)
 
 
 def _batch():

@@ -2,9 +2,9 @@
 
 from timm_mix import hub, metrics, models, views
 from timm_mix.convert import load_official, official_model
-from timm_mix.mixers import create_mixer
+from timm_mix.mixers import create_mixer, register_mixer
 from timm_mix.models.divide import divide
-from timm_mix.tasks import create_task
+from timm_mix.tasks import create_task, register_block, register_task
 from timm_mix.version import __version__
 
 __all__ = [
@@ -17,5 +17,8 @@ __all__ = [
     "metrics",
     "models",
     "official_model",
+    "register_block",
+    "register_mixer",
+    "register_task",
     "views",
 ]

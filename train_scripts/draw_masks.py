@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from timm_mix.functional.boxes import draw_boxes, draw_intervals
-from timm_mix.functional.masks import FAMILIES, INTERVALS
+from timm_mix.functional.blocks import BLOCKS
 from timm_mix.functional.mixmo import MixMoPlan, member_masks, plan_mixmo
 from timm_mix.lab.pictures.plots import plot_mask_families
 from timm_mix.train.errors import UsageError, run_script
@@ -37,11 +36,8 @@ def masks_of_role_0(
 def _at_kappa(plan: MixMoPlan, kappa: float, rng: np.random.Generator) -> MixMoPlan:
     """The plan with its ratios set to kappa for role 0, and role 0 played by the first member."""
     ratios = np.tile([kappa, 1 - kappa], (len(plan.kappa), 1))
-    regions: tuple[np.ndarray, ...] = ()
-    if plan.family == "cut":
-        regions = (draw_boxes(ratios[:, 0], plan.shape[1:], rng=rng),)
-    elif plan.family in INTERVALS:
-        regions = (draw_intervals(ratios[:, 0], plan.shape[INTERVALS[plan.family] - 1], rng=rng),)
+    draw = BLOCKS[plan.family].draw
+    regions = () if draw is None else (draw(ratios[:, 0], plan.shape, rng=rng),)
     areas = ratios[:, : plan.areas.shape[1]]
     return dataclasses.replace(plan, kappa=ratios, areas=areas, regions=regions, roles=np.arange(2))
 
@@ -55,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.size < 8 or args.seed < 0:
         raise UsageError(f"--size must be >= 8 and --seed >= 0, got {args.size} and {args.seed}")
     rng = np.random.default_rng(args.seed)
-    drawn = {family: [masks_of_role_0(family, kappa, args.size, rng) for kappa in KAPPAS] for family in FAMILIES}
+    drawn = {family: [masks_of_role_0(family, kappa, args.size, rng) for kappa in KAPPAS] for family in BLOCKS}
     plot_mask_families(args.output, drawn, KAPPAS)
     print(f"written to {args.output}")
 

@@ -41,7 +41,7 @@ def images(tmp_path_factory):
     ("arguments", "reason"),
     [
         ({"collate_fn": list}, "the script has a collate_fn of its own"),
-        ({"input_size_choices": [16, 24]}, "co-training's views need one image size"),
+        ({"input_size_choices": [16, 24]}, "the members' views need one image size"),
     ],
 )
 def test_a_loader_that_cannot_carry_views_is_refused(arguments, reason):
@@ -78,8 +78,9 @@ def stopped(capsys, *argv):
     [
         ([], "wanted the path of timm's train.py, got none"),
         (["--task", "mixmo"], "wanted the path of timm's train.py, got none"),
-        (["--task", "mixup", SCRIPT], "invalid choice: 'mixup'"),
-        (["--mixer", "mixmo", SCRIPT], "invalid choice: 'mixmo'"),
+        (["--task", "mixup", SCRIPT], "task must be one of mixmo, .*, got 'mixup'"),
+        (["--task", "cotrainig", SCRIPT], "got 'cotrainig'; did you mean cotraining?"),
+        (["--mixer", "mixmo", SCRIPT], "mixer must be one of mixup, .*, got 'mixmo'"),
         (["--task", "mixmo", "--mixer", "mixup", SCRIPT], "give --task or --mixer, not both"),
         (["--tasks", "mixmo", SCRIPT], "unrecognized arguments: --tasks;"),
         (["--tasks=mixmo", SCRIPT], "unrecognized arguments: --tasks=mixmo"),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from timm_mix.functional.masks import FAMILIES, check_masks, check_shares, linear_masks
+from timm_mix.functional.blocks import BLOCKS
+from timm_mix.functional.masks import check_masks, check_shares, linear_masks
 from timm_mix.functional.mixmo import member_masks, plan_mixmo
 
 B, M, H, W = 5, 3, 11, 7
@@ -69,7 +70,7 @@ def test_rounding_of_half_precision_masks_is_accepted():
     check_shares(linear_masks(ratios, (H, W)))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BLOCKS)
 def test_masks_are_the_same_under_autocast(family):
     plan = plan_mixmo(8, 2, (8, 32, 48), rng=np.random.default_rng(0), block=family)
     masks, ratios = member_masks(plan)

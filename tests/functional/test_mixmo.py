@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from timm_mix.functional.blocks import BLOCKS
 from timm_mix.functional.boxes import draw_boxes, draw_intervals
-from timm_mix.functional.masks import BINARY, NOISES
-from timm_mix.functional.mixmo import BLOCKS, binary_probability, member_masks, member_weights, plan_mixmo
+from timm_mix.functional.mixmo import binary_probability, member_masks, member_weights, plan_mixmo
 
 B, M, C, H, W = 5, 3, 2, 11, 7
+BINARY = [name for name, block in BLOCKS.items() if block.binary]
+NOISES = [name for name, block in BLOCKS.items() if block.fill is not None and block.draw is None]
+# those without noise have a twin written in loops
+TWINS = ["linear", "cut", "horizontal", "vertical", "channel_concat"]
 
 
 def _plan(seed=0, batch=B, members=M, **kwargs):
@@ -56,7 +60,7 @@ def _twin_regions(plan):
 
 @pytest.mark.parametrize("partition", [False, True])
 @pytest.mark.parametrize("members", [2, 3, 8])
-@pytest.mark.parametrize("block", ["linear", "cut", "horizontal", "vertical", "channel_concat"])
+@pytest.mark.parametrize("block", TWINS)
 def test_masks_equal_a_loop_over_places(block, members, partition):
     for seed in range(3):
         plan = _plan(seed, members=members, block=block, partition=partition and block != "linear")
@@ -113,6 +117,12 @@ PUBLISHED = {
     "cow": (0.497, 0.497, 0.497),
     "fmix": (0.2, 0.5, 0.8),
 }
+
+
+def test_every_block_has_its_published_area_and_a_twin_unless_it_is_noise():
+    assert set(PUBLISHED) == set(BLOCKS)
+    assert {*TWINS, *NOISES} == set(BLOCKS)
+    assert [name for name in BLOCKS if name not in BINARY] == ["linear", "noise", "patchup_soft"]
 
 
 @pytest.mark.parametrize("block", BLOCKS)

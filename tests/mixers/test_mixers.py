@@ -24,14 +24,19 @@ def _batch(batch=B, seed=0):
     return torch.rand(batch, C, H, W, generator=generator), torch.randint(K, (batch,), generator=generator)
 
 
-@pytest.mark.parametrize(
-    ("name", "draw"),
-    [
-        ("mixup", lambda rng: plan_mixup(B, rng=rng, mode="elem")),
-        ("cutmix", lambda rng: plan_cutmix(B, (H, W), rng=rng, mode="elem")),
-        ("resizemix", lambda rng: plan_resizemix(B, (H, W), rng=rng, mode="elem")),
-    ],
-)
+# the function that each mixer is the shell of
+DRAWS = {
+    "mixup": lambda rng: plan_mixup(B, rng=rng, mode="elem"),
+    "cutmix": lambda rng: plan_cutmix(B, (H, W), rng=rng, mode="elem"),
+    "resizemix": lambda rng: plan_resizemix(B, (H, W), rng=rng, mode="elem"),
+}
+
+
+def test_every_mixer_that_draws_itself_has_its_function():
+    assert {*DRAWS, "switch"} == set(MIXERS)
+
+
+@pytest.mark.parametrize(("name", "draw"), DRAWS.items(), ids=DRAWS)
 def test_a_mixer_is_its_function(name, draw):
     x, y = _batch()
     mixed, targets = _mixer(name, seed=3, mode="elem", label_smoothing=0.1)(x, y)
@@ -67,7 +72,7 @@ def test_given_the_same_lam_and_boxes_timm_mixes_alike(kind, mode, monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
-@pytest.mark.parametrize("name", ["mixup", "cutmix", "resizemix"])
+@pytest.mark.parametrize("name", DRAWS)
 def test_any_batch_size_is_taken(name, mode, batch):
     x, y = _batch(batch)
     mixed, targets = _mixer(name, mode=mode)(x, y)
@@ -113,7 +118,7 @@ def test_the_switch_takes_its_mixers_as_often_as_weighted():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("mixxup", {}, "mixer must be one of mixup, cutmix, resizemix, switch, got 'mixxup'"),
+        ("mixxup", {}, "mixer must be one of mixup, cutmix, resizemix, switch, got 'mixxup'; did you mean mixup"),
         ("mixup", {"alhpa": 1}, "mixer mixup has no setting 'alhpa'; it has alpha, mode"),
         ("cutmix", {"alpha": -1}, "alpha must be > 0 and finite, got -1"),
         ("mixup", {"prob": 2.0}, r"prob must be in \[0, 1\], got 2.0"),

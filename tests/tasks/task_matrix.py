@@ -1,4 +1,5 @@
-"""Every task over every kind of network: one row per task, one column per network, and their runs on two processes.
+"""Every task over every kind of network: one row per task and variant, one column per network, and their runs on two
+processes.
 
 Run as a script it forks the two processes, which train every row over every network:
 python tests/tasks/task_matrix.py OUT
@@ -18,6 +19,7 @@ from support.processes import fork, free_ports, place
 from torch.nn.parallel import DistributedDataParallel
 
 import timm_mix
+from timm_mix.tasks import TASKS, task_settings
 
 B, RANKS, STEPS = 5, 2, 3
 
@@ -38,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Net:
-    """A timm network. size: side of its images.   reduction: of the features that AutoMix's masks see."""
+    """A timm network. size: side of its images.   reduction: of its features, for the tasks that ask for one."""
 
     name: str
     settings: dict[str, Any]
@@ -46,19 +48,21 @@ class Net:
     reduction: int = 16
 
 
+def _example(task):
+    """The row of a task as it was registered."""
+    own = TASKS[task].facts.example
+    return Row(task, own.settings, own.model and (own.model, own.model_settings), own.still)
+
+
 ROWS = {
-    "recursivemix": Row("recursivemix"),
+    **{task: _example(task) for task in TASKS},
     "recursivemix, one head": Row("recursivemix", {"region_head": "shared", "resize": "bilinear"}),
-    "automix": Row("automix", {"momentum": 0.9}),
     "samix": Row(
         "automix",
         {"block": "samix", "variance": True, "mask_adjust": 0.5, "switch_off": 0.3},
         still=("block.key.bias",),  # adds the same to all scores of a query, of which the softmax takes the differences
     ),
     "automix, cheaper": Row("automix", {"block_every": 2, "one_hot_prob": 0.5}),
-    "manifoldmixup": Row("manifoldmixup"),
-    "mixmo": Row("mixmo", {"block": "cut"}, ("mixmo", {"members": 2})),
-    "cotraining": Row("cotraining", {"mixup": 0.2}, ("splitnet", {"split": 2, "divide": False})),
 }
 COLUMNS = {
     "resnet18_cifar": Net("resnet18_cifar", {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)}, 16, 4),
@@ -73,7 +77,7 @@ def make_task(row, column, seed=0, **kwargs):
     wrapper, settings = row.model or (net.name, {})
     wrapped = {"backbone": net.name} if row.model else {}
     model = timm.create_model(wrapper, num_classes=K, **wrapped, **settings, **net.settings)
-    stage = {"reduction": net.reduction} if row.task == "automix" else {}
+    stage = {"reduction": net.reduction} if "reduction" in task_settings(row.task) else {}
     return timm_mix.create_task(
         row.task, model, num_classes=K, total_steps=20, verbose=False, **stage, **row.settings, **kwargs
     )

@@ -10,8 +10,7 @@ from support.processes import finish, start
 from task_matrix import COLUMNS, RANKS, ROWS, STEPS, batch_of, make_task, optimizer_of, train
 from torch.nn import functional as F
 
-from timm_mix.tasks import TASKS
-from timm_mix.tasks.automix import BLOCKS
+from timm_mix.tasks import MIX_BLOCKS, TASKS
 
 SCRIPT = Path(__file__).with_name("task_matrix.py")
 MATRIX = [pytest.param(row, column, id=f"{row} over {column}") for row in ROWS for column in COLUMNS]
@@ -19,7 +18,7 @@ MATRIX = [pytest.param(row, column, id=f"{row} over {column}") for row in ROWS f
 
 def test_every_task_and_mix_block_has_a_row():
     assert {row.task for row in ROWS.values()} == set(TASKS)
-    assert {row.settings.get("block", "automix") for row in ROWS.values() if row.task == "automix"} == set(BLOCKS)
+    assert {row.settings.get("block", "automix") for row in ROWS.values() if row.task == "automix"} == set(MIX_BLOCKS)
 
 
 def test_every_kind_of_network_has_a_column():

@@ -12,20 +12,24 @@ from torch import nn
 from torch.nn import functional as F
 
 import timm_mix
-from timm_mix.functional.mixmo import BLOCKS, member_masks
+from timm_mix.functional.blocks import BLOCKS
+from timm_mix.functional.mixmo import member_masks
 from timm_mix.functional.msda import kept_labels, kept_pixels
-from timm_mix.tasks import TASKS
+from timm_mix.tasks import TASKS, task_settings
 from timm_mix.tasks._base import per_sample_loss
 
 B, C, H, W, K = 5, 3, 32, 32, 13
-MODELS = {
-    "mixmo": ("mixmo", {"backbone": "wrn16_2", "members": 3}),
-    "cotraining": ("splitnet", {"backbone": "wrn16_2", "split": 2}),
-    "recursivemix": ("wrn16_2", {}),
-    "automix": ("wrn16_2", {}),
-    "manifoldmixup": ("wrn16_2", {}),
-}
-SETTINGS = {"automix": {"reduction": 4}}
+SETTINGS = {"reduction": 4}  # of the tasks that have it
+MORE = {"mixmo": {"members": 3}, "cotraining": {"divide": True}}  # than the tasks' own examples
+
+
+def _example(task):
+    own = TASKS[task].facts.example
+    wrapped = {"backbone": "wrn16_2", **own.model_settings, **MORE.get(task, {})}
+    return (own.model, wrapped) if own.model else ("wrn16_2", {})
+
+
+MODELS = {task: _example(task) for task in TASKS}
 
 
 def _model(name, seed=0, **kwargs):
@@ -35,7 +39,7 @@ def _model(name, seed=0, **kwargs):
 
 
 def _task(name, model=None, criterion=None, **kwargs):
-    settings = {**SETTINGS.get(name, {}), **kwargs}
+    settings = {key: value for key, value in SETTINGS.items() if key in task_settings(name)} | kwargs
     return timm_mix.create_task(name, model or _model(name), criterion, num_classes=K, **settings)
 
 
@@ -282,7 +286,12 @@ def test_the_criterion_is_used():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("mixmoo", {}, "task must be one of mixmo, cotraining, recursivemix, automix, manifoldmixup, got"),
+        (
+            "mixmoo",
+            {},
+            "task must be one of mixmo, cotraining, recursivemix, automix, manifoldmixup, "
+            "got 'mixmoo'; did you mean mixmo",
+        ),
         ("mixmo", {"alhpa": 1}, "task mixmo has no setting 'alhpa'; it has alpha, block"),
         ("mixmo", {"alpha": 0}, "alpha must be > 0 and finite, got 0"),
         ("mixmo", {"msda": "cutout"}, "msda must be one of cutmix, mixup, got 'cutout'"),

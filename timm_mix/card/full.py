@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import is_model, model_entrypoint
 
-from timm_mix.card.methods import METHODS, Method
+from timm_mix.card.methods import Method, find_method, method_of_source
 from timm_mix.models import is_declared
 
 __all__ = [
@@ -30,12 +30,6 @@ RELEASE = "release"  # kind of the results.json that train_scripts/release.py wr
 # published code -> licence of the weights that its authors released, where they state one
 LICENCES: Mapping[str, str] = {"splitnet": "cc-by-nc-4.0"}
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_METHOD_OF_SOURCE = {
-    "mixmo": "mixmo",
-    "splitnet": "cotraining",
-    "recursivemix": "recursivemix",
-    "openmixup": "automix",
-}
 _DATA_NAMES = {"digits": "scikit-learn's handwritten digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # where the Hub has them
 _PREDICTORS = {
@@ -71,12 +65,13 @@ def make_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
     Args:
         repo_id: where it is published; default: the place that results.json names.
     Raises:
-        ValueError: no such folder, results of something else, or weights that the figures were not measured with.
+        ValueError: no such folder, results of something else or of a method that is not registered, or weights that the
+            figures were not measured with.
     """
     folder = Path(folder)
     results = _read_results(folder)
     arch = _read_json(folder / "config.json")["architecture"]
-    method = METHODS[results["method"]]
+    method = find_method(results["method"])
     repo_id = repo_id or results["hub_id"]
     sections = {
         "": _about(results, arch, method),
@@ -97,9 +92,7 @@ def make_converted_card(folder: str | Path, facts: SourceFacts) -> ModelCard:
         ValueError: no such folder, or a source that nobody published.
     """
     config = _read_json(Path(folder) / "config.json")
-    if facts.source not in _METHOD_OF_SOURCE:
-        raise ValueError(f"source must be one of {', '.join(_METHOD_OF_SOURCE)}, got {facts.source!r}")
-    method, arch = METHODS[_METHOD_OF_SOURCE[facts.source]], config["architecture"]
+    method, arch = method_of_source(facts.source), config["architecture"]
     data = ModelCardData(
         license=facts.license, library_name="timm", pipeline_tag="image-classification", tags=_tags(method, "converted")
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import huggingface_hub
 
+from timm_mix.tasks import TASKS, MemberTask
 from timm_mix.train.finetune.plan import make_task, open_data, prepare_model, settle
 from timm_mix.train.finetune.settings import FinetuneConfig
 from timm_mix.train.run import run
@@ -24,8 +25,9 @@ from timm_mix.train.settings.config import parse_config
 
 ABOUT = (
     "Fine-tune a model on your own images. Plain models are trained with cross-entropy; MixMo and SplitNet with the "
-    "mean of their members' losses on one and the same image, as they are used at test time, or by --task mixmo or "
-    "cotraining. "
+    "mean of their members' losses on one and the same image, as they are used at test time, or by --task "
+    + " or ".join(name for name, task in TASKS.items() if issubclass(task, MemberTask))
+    + ". "
 )
 
 

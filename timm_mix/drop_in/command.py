@@ -32,7 +32,7 @@ The training is as long as the script's schedule says, and the draws follow its 
 (--smoothing, --bce-loss, ...). timm's own --mixup and --cutmix, distillation and the JSD loss are refused.
 Settings: those of the task or mixer (see its class in timm_mix.tasks and timm_mix.mixers), as yaml values, and
   seed=N        of the draws, instead of the script's
-  views=V       cotraining: views of every image, one per part of the network if it is not given; 1 shows all the same
+  views=V       {views}: views of every image, one per part of the network if it is not given; 1 shows all the same
   off_epoch=E   mixers: the epoch, from 0, in which mixing ends
 Without --task and --mixer the script knows the models of this package, and nothing else changes.
 """
@@ -98,12 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m timm_mix.drop_in",
         usage="%(prog)s [--task NAME | --mixer NAME] [--mix KEY=VALUE ...] path/to/train.py [its arguments ...]",
         description=__doc__,
-        epilog=EPILOG,
+        epilog=EPILOG.format(views=", ".join(name for name, task in TASKS.items() if task.facts.member_views)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--task", choices=list(TASKS), help="a training task")
-    parser.add_argument("--mixer", choices=list(MIXERS), help="a mixer of images and labels")
+    parser.add_argument("--task", metavar="NAME", help=f"a training task: {', '.join(TASKS)}")
+    parser.add_argument("--mixer", metavar="NAME", help=f"a mixer of images and labels: {', '.join(MIXERS)}")
     parser.add_argument(
         "--mix", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of the task or mixer"
     )

@@ -15,8 +15,8 @@ from timm.loss import JsdCrossEntropy
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_mix.mixers import MIXERS, create_mixer
-from timm_mix.tasks import ManifoldMixupTask, MixingTask, RecursiveMixTask, create_task, task_settings
+from timm_mix.mixers import MIXERS, create_mixer, mixer_settings
+from timm_mix.tasks import TASKS, MixingTask, create_task, task_settings
 from timm_mix.tasks.mixer import MixerTask
 from timm_mix.views import Views, collate_views
 
@@ -48,7 +48,7 @@ class Order:
     """What the command line asks for: a task, a mixer, or neither, and the settings of it.
 
     Raises:
-        DropInError: a setting that there is not, or a mixer's setting outside its range.
+        DropInError: a task, mixer or setting that there is not, or a mixer's setting outside its range.
     """
 
     task: str | None = None
@@ -56,6 +56,10 @@ class Order:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        with _one_line():
+            for name, registry in ((self.task, TASKS), (self.mixer, MIXERS)):
+                if name is not None:
+                    registry.find(name)
         known = self._known()
         for setting in self.settings:
             if setting not in known:
@@ -71,10 +75,15 @@ class Order:
 
     def _known(self) -> set[str]:
         if self.task is not None:
-            return (task_settings(self.task) | ({"views"} if self.task == "cotraining" else set())) - TAKEN
+            return (task_settings(self.task) | ({"views"} if self.member_views else set())) - TAKEN
         if self.mixer is not None:
-            return _mixer_settings(self.mixer) | {"seed", "prob", "off_epoch"}
+            return mixer_settings(self.mixer) | {"seed", "prob", "off_epoch"}
         return set()
+
+    @property
+    def member_views(self) -> bool:
+        """Whether every member is shown its own view of an image."""
+        return self.task is not None and TASKS[self.task].facts.member_views
 
     @property
     def name(self) -> str:
@@ -139,7 +148,7 @@ class Seat:
             "timm.data.create_loader": self._create_loader,
             "timm.scheduler.create_scheduler_v2": self._create_scheduler,
         }
-        if self.order.task == "cotraining":
+        if self.order.member_views:
             changes |= {"timm.models.create_model": self._create_model, "timm.create_model": self._create_model}
         for path, reason in REFUSED.items():
             if _look_up(path, None) is not None:  # a timm without it cannot ask for it
@@ -215,8 +224,8 @@ class Seat:
         return create_loader
 
     def _wanted_views(self) -> int:
-        """Co-training shows every part of the network a view of its own, unless it is told otherwise."""
-        if self.order.task != "cotraining":
+        """Some tasks show every member of the network a view of its own, unless they are told otherwise."""
+        if not self.order.member_views:
             return 1
         members = self._members or 1
         views = self.order.settings.get("views", members)
@@ -265,16 +274,16 @@ def _check_loader(arguments: dict[str, Any]) -> None:
     """What timm's loader cannot do to several views at a time."""
     for name, flag in (("num_aug_splits", "--aug-splits"), ("re_split", "--resplit")):
         if arguments.get(name):
-            raise DropInError(f"timm's {flag} and the views of co-training both split the batch: drop {flag}")
+            raise DropInError(f"timm's {flag} and the members' views both split the batch: drop {flag}")
     if arguments.get("input_size_choices") is not None:
-        raise DropInError("co-training's views need one image size, the script schedules several: drop one of the two")
+        raise DropInError("the members' views need one image size, the script schedules several: drop one of the two")
     if arguments.get("collate_fn") is not None:
-        raise DropInError("co-training collates the views itself, the script has a collate_fn of its own")
+        raise DropInError("the members' views are collated here, the script has a collate_fn of its own: drop it")
 
 
 def _check_soft_labels(task: MixingTask) -> None:
     """A criterion that takes class indices only is an error now, not in the first step."""
-    if not isinstance(task, MixerTask | RecursiveMixTask | ManifoldMixupTask):
+    if not task.facts.soft_labels:
         return
     logits = torch.zeros(2, task.num_classes, device=task.device)
     try:
@@ -290,11 +299,6 @@ def _length(loader: Any) -> int | None:
         return len(loader) or None
     except TypeError:
         return None
-
-
-def _mixer_settings(name: str) -> set[str]:
-    parameters = inspect.signature(MIXERS[name]).parameters.values()
-    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 _MISSING: Any = object()

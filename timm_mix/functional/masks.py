@@ -16,13 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
-    "BINARY",
-    "FAMILIES",
-    "INTERVALS",
-    "NOISES",
+    "channel",
     "check_masks",
     "check_shares",
+    "cow",
+    "fmix",
     "linear_masks",
+    "noise",
+    "patchup_hard",
+    "patchup_hard_2d",
+    "patchup_soft",
 ]
 
 PATCH = 7  # side of PatchUp's blocks
@@ -154,12 +157,6 @@ def _blur_matrix(length: int, sigma: Tensor) -> Tensor:
     taps = torch.arange(-reach, reach + 1, device=sigma.device)
     weight = torch.exp(-((distance / sigma) ** 2) / 2) * (distance <= reach)
     return weight / torch.exp(-((taps / sigma) ** 2) / 2).sum(-1, keepdim=True)
-
-
-INTERVALS = {"channel_concat": 1, "horizontal": 2, "vertical": 3}  # the axis of [B, C', h, w] that is cut in two
-NOISES = {f.__name__: f for f in (channel, noise, patchup_hard, patchup_hard_2d, patchup_soft, cow, fmix)}
-FAMILIES = ("linear", "cut", *INTERVALS, *NOISES)
-BINARY = tuple(name for name in FAMILIES if name not in ("linear", "noise", "patchup_soft"))
 
 
 def check_masks(masks: Tensor, members: int, encoded: Tensor) -> None:

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timm_mix.functional.boxes import box_masks, draw_boxes, draw_intervals, interval_masks
-from timm_mix.functional.checks import check_choice, check_positive, check_probability, is_number
-from timm_mix.functional.masks import BINARY, FAMILIES, INTERVALS, NOISES, linear_masks
+from timm_mix.functional.blocks import BLOCKS, LINEAR
+from timm_mix.functional.checks import check_positive, check_probability, is_number
+from timm_mix.functional.masks import linear_masks
 
-__all__ = ["BLOCKS", "MixMoPlan", "binary_probability", "member_masks", "member_weights", "plan_mixmo"]
+__all__ = ["MixMoPlan", "binary_probability", "member_masks", "member_weights", "plan_mixmo"]
 
-BLOCKS = FAMILIES
 BINARY_UNTIL = 11 / 12  # the published runs fade the binary block out over the last twelfth of training
 
 
@@ -66,7 +65,8 @@ def plan_mixmo(
 
     Args:
         shape: (C', h, w) of the stem's output.
-        block: a mask family; `linear` or one of the others, of which the batch takes `linear` with 1 - prob.
+        block: a name of functional.blocks; `linear` or one of the others, of which the batch takes `linear` with
+            1 - prob.
         prob: probability that the batch takes `block` rather than the linear one.
         alpha: kappa ~ Dirichlet(alpha, ..., alpha) per sample; for two members Beta(alpha, alpha).
         repetition: rho; the first int(rho * B) positions show the same image to all members (MIMO's input repetition).
@@ -81,15 +81,18 @@ def plan_mixmo(
     Departs from it: every family takes any number of members.
     """
     _check_settings(members, block, prob, alpha, repetition, partition)
-    family = block if block != "linear" and rng.random() < prob else "linear"
+    family = block if block != LINEAR and rng.random() < prob else LINEAR
     images = _draw_images(batch, members, repetition, rng)
     kappa = rng.dirichlet([alpha] * members, size=1 if same_ratio else batch)
     kappa = np.full((batch, members), 1 / members) if equal else np.broadcast_to(kappa, (batch, members))
     roles = rng.permutation(members)
-    count = 0 if family == "linear" or members == 1 else members - 1 if partition else 1
+    taken = BLOCKS[family]
+    count = 0 if taken.fill is None or members == 1 else members - 1 if partition else 1
     areas = _areas(kappa, count)
-    regions = tuple(_draw_region(family, areas[:, j], shape, rng) for j in range(count if family not in NOISES else 0))
-    seed = int(rng.integers(2**63)) if family in NOISES else 0
+    regions: tuple[np.ndarray, ...] = ()
+    if taken.draw is not None:
+        regions = tuple(taken.draw(areas[:, j], shape, rng=rng) for j in range(count))
+    seed = int(rng.integers(2**63)) if taken.draw is None and taken.fill is not None else 0
     return MixMoPlan(images, kappa, roles, family, regions, areas, seed, shape)
 
 
@@ -154,9 +157,9 @@ def binary_probability(progress: float, prob: float, until: float = BINARY_UNTIL
 def _check_settings(members: int, block: str, prob: float, alpha: float, repetition: float, partition: bool) -> None:
     if members < 1:
         raise ValueError(f"members must be >= 1, got {members}")
-    check_choice("block", block, BLOCKS)
-    if partition and block not in BINARY:
-        raise ValueError(f"partition needs a binary block ({', '.join(BINARY)}), got {block!r}")
+    if not BLOCKS.find(block).binary and partition:
+        binary = ", ".join(name for name, known in BLOCKS.items() if known.binary)
+        raise ValueError(f"partition needs a binary block ({binary}), got {block!r}")
     check_positive("alpha", alpha)
     check_probability("prob", prob)
     check_probability("repetition", repetition)
@@ -189,23 +192,12 @@ def _rest(kappa: np.ndarray, count: int) -> np.ndarray:
     return np.where(total > 0, shares / np.where(total > 0, total, 1), even)
 
 
-def _draw_region(family: str, kappa: np.ndarray, shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
-    if family == "cut":
-        return draw_boxes(kappa, shape[1:], rng=rng)
-    return draw_intervals(kappa, shape[INTERVALS[family] - 1], rng=rng)
-
-
 def _fill(
     plan: MixMoPlan, j: int, area: Tensor, generator: torch.Generator, shape: tuple[int, int, int, int]
 ) -> Tensor:
     """Region j of a plan: [B, 1 or C', h, w], or [B, C', 1, 1]."""
-    if plan.family in NOISES:
-        return NOISES[plan.family](area, shape, generator)
-    drawn = torch.from_numpy(plan.regions[j]).to(area.device, non_blocking=True)
-    if plan.family == "cut":
-        return box_masks(drawn, shape[2:])
-    axis = INTERVALS[plan.family]
-    view = [shape[0], 1, 1, 1]
-    view[axis] = shape[axis]
-    region = interval_masks(drawn, shape[axis]).view(view)
-    return region if axis == 1 else region.expand(-1, -1, *shape[2:])
+    block = BLOCKS[plan.family]
+    assert block.fill is not None
+    if block.draw is None:
+        return block.fill(area, shape, generator)
+    return block.fill(torch.from_numpy(plan.regions[j]).to(area.device, non_blocking=True), shape, generator)

@@ -3,11 +3,41 @@
 import inspect
 from typing import Any
 
-from timm_mix.mixers._base import CutMix, Mixer, Mixup, ResizeMix, Switch
+from timm_mix.mixers._base import MIXERS, CutMix, Mixer, Mixup, ResizeMix, Switch
 
-__all__ = ["MIXERS", "CutMix", "Mixer", "Mixup", "ResizeMix", "Switch", "create_mixer"]
+__all__ = [
+    "MIXERS",
+    "CutMix",
+    "Mixer",
+    "Mixup",
+    "ResizeMix",
+    "Switch",
+    "create_mixer",
+    "mixer_settings",
+    "register_mixer",
+]
 
-MIXERS: dict[str, type[Mixer]] = {"mixup": Mixup, "cutmix": CutMix, "resizemix": ResizeMix, "switch": Switch}
+SHARED = {"num_classes", "seed", "label_smoothing", "prob"}  # keywords of every mixer
+
+MIXERS.register("mixup", Mixup)
+MIXERS.register("cutmix", CutMix)
+MIXERS.register("resizemix", ResizeMix)
+MIXERS.register("switch", Switch)
+
+
+def register_mixer(name: str, mixer: type[Any] | None = None) -> Any:
+    """Let a mixer of your own be created, trained with and chosen by a `switch` under `name`.
+
+    As a function, register_mixer("mine", Mine), or as a decorator of the class, @register_mixer("mine").
+
+    Args:
+        mixer: a class that takes the keywords num_classes, seed, label_smoothing, prob and settings with defaults,
+            whose objects are callable, (x [B, C, H, W], y [B] or [B, K]) -> (x', y' [B, K]), and have `mixup_enabled`
+            and `rng`, the np.random.Generator of all their draws. A subclass of Mixer needs a plan() only.
+    Raises:
+        ValueError: a name that is taken, or a class that lacks one of these.
+    """
+    return MIXERS.register(name, mixer)
 
 
 def create_mixer(
@@ -22,7 +52,7 @@ def create_mixer(
     """Create a mixer by name.
 
     Args:
-        name: `mixup`, `cutmix`, `resizemix`, or `switch`, one of several per batch.
+        name: one of MIXERS: `mixup`, `cutmix`, `resizemix`, `switch` (one of several per batch), or your own.
         num_classes: K of the soft labels.
         seed: of the mixer's generator; give every process its own.
         prob: probability that a batch (pair, sample) is mixed.
@@ -30,10 +60,18 @@ def create_mixer(
     Raises:
         ValueError: an unknown name or setting, or a value outside its range.
     """
-    if name not in MIXERS:
-        raise ValueError(f"mixer must be one of {', '.join(MIXERS)}, got {name!r}")
-    known = [n for n, p in inspect.signature(MIXERS[name]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    mixer, known = MIXERS.find(name), mixer_settings(name)
     for setting in settings:
         if setting not in known:
             raise ValueError(f"mixer {name} has no setting {setting!r}; it has {', '.join(sorted(known))}")
-    return MIXERS[name](num_classes=num_classes, seed=seed, label_smoothing=label_smoothing, prob=prob, **settings)
+    return mixer(num_classes=num_classes, seed=seed, label_smoothing=label_smoothing, prob=prob, **settings)
+
+
+def mixer_settings(name: str) -> set[str]:
+    """The keywords of a mixer that are its own.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    parameters = inspect.signature(MIXERS.find(name)).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - SHARED

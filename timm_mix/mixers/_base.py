@@ -9,8 +9,33 @@ from torch import Tensor
 
 from timm_mix.functional.checks import check_count
 from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets, plan_cutmix, plan_mixup, plan_resizemix
+from timm_mix.registry import Registry, check_takes
 
-__all__ = ["CutMix", "Mixer", "Mixup", "ResizeMix", "Switch"]
+__all__ = ["MIXERS", "CutMix", "Mixer", "Mixup", "ResizeMix", "Switch"]
+
+
+def _check(name: str, mixer: Any) -> None:
+    """What create_mixer, a training loop and MixerTask ask of a mixer; one is made to see it."""
+    shared = {"num_classes": 2, "seed": 0, "label_smoothing": 0.0, "prob": 1.0}
+    if not isinstance(mixer, type):
+        raise ValueError(f"mixer {name!r} must be a class, such as a subclass of timm_mix.mixers.Mixer, got {mixer!r}")
+    check_takes(f"mixer {name!r}", mixer, "the keywords num_classes, seed, label_smoothing, prob", **shared)
+    try:
+        made: Any = mixer(**shared)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"mixer {name!r} must come into being without settings of its own, got {reason}") from error
+    if not callable(made):
+        raise ValueError(f"mixer {name!r} must be callable, (x, y) -> (x', soft y'), got {mixer!r} without __call__")
+    for attribute in ("mixup_enabled", "rng"):
+        if not hasattr(made, attribute):
+            raise ValueError(
+                f"mixer {name!r} must have mixup_enabled (True until a loop switches it off) and rng (its numpy "
+                f"generator), got {mixer!r} without {attribute}"
+            )
+
+
+MIXERS: Registry[type[Any]] = Registry("mixer", _check)
 
 
 class Mixer(ABC):
@@ -105,9 +130,8 @@ class Switch(Mixer):
         **shared: Any,
     ):
         super().__init__(**shared)
-        kinds: dict[str, type[Mixer]] = {"mixup": Mixup, "cutmix": CutMix, "resizemix": ResizeMix}
-        unknown = [name for name in mixers if name not in kinds]
-        if unknown or not mixers:
+        kinds = {name: kind for name, kind in MIXERS.items() if not issubclass(kind, Switch)}
+        if not mixers or any(name not in kinds for name in mixers):
             raise ValueError(f"mixers must be some of {', '.join(kinds)}, got {list(mixers)}")
         weights = [1.0] * len(mixers) if weights is None else list(weights)
         if len(weights) != len(mixers) or min(weights) < 0 or not sum(weights) > 0:
@@ -118,5 +142,12 @@ class Switch(Mixer):
             mixer.rng = self.rng
         self.weights = np.asarray(weights) / sum(weights)
 
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """A mixer that has no plan is asked for its batch."""
+        return self._choose()(x, y) if self.mixup_enabled else super().__call__(x, y)
+
     def plan(self, batch: int, size: tuple[int, int]) -> MixPlan:
-        return self.mixers[self.rng.choice(len(self.mixers), p=self.weights)].plan(batch, size)
+        return self._choose().plan(batch, size)
+
+    def _choose(self) -> Any:
+        return self.mixers[self.rng.choice(len(self.mixers), p=self.weights)]

@@ -1,7 +1,7 @@
 """What the training tasks of this package share: the model in its seat, the clock, the generator, their state."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_mix.functional.checks import check_count
+from timm_mix.tasks.facts import Facts, Work
 
 __all__ = ["MemberTask", "MixingTask", "check_unwrapped", "names_without_decay", "per_sample_loss", "soft_criterion"]
 
@@ -22,7 +23,8 @@ class MixingTask(TrainingTask):
     """A timm training task with a clock, a generator of its own, and the state of both.
 
     The clock counts calls, one per batch. `total_steps` and `steps_per_epoch` count the same; with an epoch's length
-    the schedules are constant within an epoch, as the published runs have them.
+    the schedules are constant within an epoch, as the published runs have them. A task says in `facts` what the rest
+    of the package must know of it, and in `work` what its step costs, if that is more than one pass of the network.
 
     Args:
         model: has `num_classes`; the task may ask for more.
@@ -36,6 +38,8 @@ class MixingTask(TrainingTask):
         ValueError: a model without classes, another number of classes, a seed < 0, total_steps or steps_per_epoch < 1
             or an epoch longer than the training.
     """
+
+    facts: ClassVar[Facts] = Facts()
 
     def __init__(
         self,
@@ -64,6 +68,16 @@ class MixingTask(TrainingTask):
         self.steps_per_epoch = steps_per_epoch
         self.step = 0
         self.rng = np.random.default_rng([seed, self.rank])
+
+    @classmethod
+    def work(cls, model: nn.Module, image: Tensor, settings: Mapping[str, Any]) -> Work:
+        """What a step of this task costs for each image, to be counted on the meta device.
+
+        Args:
+            model: on the meta device, as is `image` [1, C, H, W].
+            settings: of the task, as far as they are given.
+        """
+        return Work()
 
     def _check_model(self, model: nn.Module, num_classes: int) -> None:
         if model.num_classes < 1:

@@ -1,13 +1,29 @@
 """The Mix Block of AutoMix (arXiv:2103.13027) and of SAMix (arXiv:2111.15454): features and lam in, masks out."""
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from timm_mix.functional.automix import attention_masks, checked_mode, embedded_lam
+from timm_mix.registry import Registry, check_takes
 
-__all__ = ["MixBlock", "SAMixBlock"]
+__all__ = ["MIX_BLOCKS", "MixBlock", "SAMixBlock", "make_mix_block"]
 
 
+def _check(name: str, block: Any) -> None:
+    if not isinstance(block, type) or not issubclass(block, nn.Module):
+        raise ValueError(f"Mix Block {name!r} must be a subclass of torch.nn.Module, got {block!r}")
+    check_takes(f"Mix Block {name!r}", block, "(channels, *, settings)", 1)
+    what = f"forward of Mix Block {name!r}"
+    check_takes(what, block.forward, "(features, partners, lam, size)", None, None, None, None, None)
+
+
+MIX_BLOCKS: Registry[type[nn.Module]] = Registry("block", _check)
+
+
+@MIX_BLOCKS.register("automix")
 class MixBlock(nn.Module):
     """AutoMix's: one query projection for both images, a linear value of the partner.
 
@@ -34,6 +50,7 @@ class MixBlock(nn.Module):
         return attention_masks(self.query(own), self.query(partner), self.value(partner), size, self.mode)
 
 
+@MIX_BLOCKS.register("samix")
 class SAMixBlock(nn.Module):
     """SAMix's: query and key see both images, the value is learned by two layers, lam scales the features.
 
@@ -67,6 +84,19 @@ class SAMixBlock(nn.Module):
         own, partner = features * (1 + shift), features[partners] * (2 - shift)
         both = torch.cat([own, partner], dim=1)
         return attention_masks(self.query(both), self.key(both), self.value(partner), size, self.mode)
+
+
+def make_mix_block(name: str, channels: int, settings: dict[str, Any]) -> nn.Module:
+    """A Mix Block by its name, for features with `channels` channels.
+
+    Raises:
+        ValueError: an unknown name or setting.
+    """
+    known = [p.name for p in inspect.signature(MIX_BLOCKS.find(name)).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(f"block {name} has no setting {setting!r}; it has {', '.join(sorted(known))}")
+    return MIX_BLOCKS.find(name)(channels, **settings)
 
 
 def _with_channel(features: Tensor, value: float) -> Tensor:

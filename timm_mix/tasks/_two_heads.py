@@ -1,11 +1,21 @@
-"""A timm model with a second classifier, and the features of one of its stages."""
+"""AutoMix's networks: a timm model with a second classifier, the Mix Block beside it, the features of a stage."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-__all__ = ["TwoHeads", "stage_of_reduction"]
+from timm_mix.functional.automix import LEAST_LAM, AutoMixPlan, adjust_masks, constant_masks, mix_pairs
+from timm_mix.models import prefix_matcher
+from timm_mix.tasks._base import names_without_decay
+from timm_mix.tasks._early_gradient import Taken, with_gradient
+
+__all__ = ["OnlineNet", "TwoHeads", "stage_of_reduction"]
+
+Learn = Callable[[Tensor], tuple[Tensor, Tensor]]
+Judge = Callable[[Tensor], tuple[Tensor, Taken]]
 
 
 class TwoHeads(nn.Module):
@@ -35,6 +45,76 @@ class TwoHeads(nn.Module):
         if second:
             return self.second(self.model.forward_head(features, pre_logits=True).flatten(1))
         return self.model.forward_head(features)
+
+
+class OnlineNet(nn.Module):
+    """q with both heads, and the Mix Block: everything that is trained, in one forward, as DDP wants it.
+
+    Shapes: (images, k's features, plan, whether the block learns, what k makes of mixed images, number of images that
+        q sees plain, the loss of their logits) -> logits of the plain images (empty without), their loss, logits of the
+        mixed ones, masks [B, 2, 1, H, W] of the Mix Block's own pass (empty unless it learns), k's mixup loss, whose
+        gradient reaches the Mix Block.
+    """
+
+    def __init__(self, two: TwoHeads, block: nn.Module, second_mixes: bool):
+        super().__init__()
+        self.two = two
+        self.block = block
+        self.second_mixes = second_mixes  # the second head is that of the mixed images
+
+    def get_classifier(self) -> tuple[nn.Module, ...]:
+        model: Any = unwrap_model(self.two.model)
+        return (model.get_classifier(), self.two.second)
+
+    def no_weight_decay(self) -> set[str]:
+        return names_without_decay(self.two.model, "two.model")
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        model: Any = unwrap_model(self.two.model)
+        return prefix_matcher(model.group_matcher(coarse=coarse), r"two\.model")
+
+    def forward(
+        self,
+        images: Tensor,
+        features: Tensor,
+        plan: AutoMixPlan,
+        learns: bool,
+        learn: Learn | None,
+        plain: int,
+        judge: Judge,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        size = (images.shape[-2], images.shape[-1])
+        masks, block = images.new_empty(0), images.new_zeros(())
+        if learns:
+            partners = torch.from_numpy(plan.partners_mb).to(images.device, non_blocking=True)
+            masks = self.block(features, partners, plan.lam_mb, size)
+            if learn is not None:
+                mixed = mix_pairs(images, partners, masks).to(images.dtype)
+                value, gradient = learn(mixed)
+                reaching = (mixed * gradient).sum()
+                block = value + (reaching - reaching.detach())
+        with torch.no_grad():
+            partners = torch.from_numpy(plan.partners_bb).to(images.device, non_blocking=True)
+            mixed = mix_pairs(images, partners, self._seen(features, partners, plan, size)).to(images.dtype)
+        one, ce = images.new_empty(0), images.new_zeros(())
+        taken: Taken = []
+        if plain:
+            one = self.two(images[:plain], second=not self.second_mixes)
+            ce, taken = judge(one)
+            one = one.detach() if taken else one  # and its graph is gone
+        logits = self.two(mixed, second=self.second_mixes)
+        untouched = [] if learns else list(self.block.parameters())
+        untouched += [] if plain else list(self.get_classifier()[not self.second_mixes].parameters())
+        for parameter in untouched:  # DDP wants a gradient of everything in every step
+            block = block + 0.0 * parameter.sum()
+        return one, with_gradient(ce, taken), logits, masks, block
+
+    def _seen(self, features: Tensor, partners: Tensor, plan: AutoMixPlan, size: tuple[int, int]) -> Tensor:
+        """The masks that q sees, without gradient."""
+        masks = self.block(features, partners, plan.lam_bb, size)
+        if not LEAST_LAM < plan.lam_bb < 1 - LEAST_LAM:
+            return constant_masks(plan.lam_bb, masks)
+        return adjust_masks(masks, plan.lam_bb) if plan.adjust else masks
 
 
 def _named(classifier: Any) -> str:

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,29 +14,38 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_mix.functional.automix import (
-    LEAST_LAM,
     AutoMixPlan,
-    adjust_masks,
-    constant_masks,
     mask_loss,
     mask_loss_weight,
-    mix_pairs,
     momentum_at,
     plan_automix,
 )
-from timm_mix.functional.checks import check_choice, check_count, check_not_negative, check_probability, check_share
-from timm_mix.models import prefix_matcher
-from timm_mix.tasks._base import MixingTask, check_unwrapped, names_without_decay
-from timm_mix.tasks._early_gradient import Taken, in_float16, take_gradient, with_gradient
-from timm_mix.tasks._mix_block import MixBlock, SAMixBlock
-from timm_mix.tasks._two_heads import TwoHeads, stage_of_reduction
+from timm_mix.functional.checks import check_count, check_not_negative, check_probability, check_share
+from timm_mix.tasks._base import MixingTask, check_unwrapped
+from timm_mix.tasks._early_gradient import Taken, in_float16, take_gradient
+from timm_mix.tasks._mix_block import MIX_BLOCKS, make_mix_block
+from timm_mix.tasks._two_heads import OnlineNet, TwoHeads, stage_of_reduction
+from timm_mix.tasks.facts import Example, Facts, Method, Work
 
 __all__ = ["AutoMixTask"]
 
-BLOCKS: dict[str, type[nn.Module]] = {"automix": MixBlock, "samix": SAMixBlock}
+METHOD = Method(
+    title="AutoMix",
+    tag="automix",
+    about="In training a small network learned where to mix two images, from how well they were recognised "
+    "afterwards. What is left is the momentum copy of the classifier, a plain network.",
+    card="automix.md",
+    arxiv="2103.13027",
+    bibtex="""@inproceedings{liu2022automix,
+  title     = {AutoMix: Unveiling the Power of Mixup for Stronger Classifiers},
+  author    = {Liu, Zicheng and Li, Siyuan and Wu, Di and Liu, Zihan and Chen, Zhiyuan and Wu, Lirong and Li, Stan Z.},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2022},
+}""",
+    source="openmixup",
+)
+
 HALF_SCALE = 2.0**10  # of the loss that reaches the pixels through a float16 network
-Learn = Callable[[Tensor], tuple[Tensor, Tensor]]
-Judge = Callable[[Tensor], tuple[Tensor, Taken]]
 
 
 class AutoMixTask(MixingTask):
@@ -77,6 +86,8 @@ class AutoMixTask(MixingTask):
 
     shared_state = ("online", "second")  # of the task state: alike on all processes
 
+    facts = Facts(METHOD, own_block=True, example=Example(settings={"momentum": 0.9}))
+
     def __init__(
         self,
         model: nn.Module,
@@ -107,9 +118,9 @@ class AutoMixTask(MixingTask):
         self.draws = {"alpha": alpha, "mask_adjust": mask_adjust, "switch_off": switch_off}
         plan_automix(2, rng=np.random.default_rng(0), **self.draws)  # a wrong setting is an error now
         self.stage, channels = stage_of_reduction(model, reduction)
-        mix_block = _make_block(block, channels, block_kwargs or {}).to(next(model.parameters()).dtype)
+        mix_block = make_mix_block(block, channels, block_kwargs or {}).to(next(model.parameters()).dtype)
         two = TwoHeads(model, num_classes=self.num_classes)
-        self.trainable_module = _OnlineNet(two, mix_block, second_mixes=main_head == "one").to(self.device)
+        self.trainable_module = OnlineNet(two, mix_block, second_mixes=main_head == "one").to(self.device)
         self.follower = copy.deepcopy(unwrap_model(self.trainable_module).two).requires_grad_(False)
         self.eval_model = self.follower.model
         self.mask_weight, self.mask_decay, self.variance = mask_weight, mask_decay, variance
@@ -118,6 +129,29 @@ class AutoMixTask(MixingTask):
         self.one_hot_prob, self.one_hot_share, self.main_head = one_hot_prob, one_hot_share, main_head
         self._common_seed = self.seed  # of all processes
         self._caught_up()
+
+    @classmethod
+    def work(cls, model: nn.Module, image: Tensor, settings: Mapping[str, Any]) -> Work:
+        """q twice, k once without weight gradients, k's features up to the masks' stage, and the Mix Block forward for
+        q's masks and, where it learns, forward and backward for its own.
+        """
+        given = {name: p.default for name, p in inspect.signature(cls).parameters.items()} | dict(settings)
+        stage, channels = stage_of_reduction(model, given["reduction"])
+
+        def features() -> Tensor:
+            return model.forward_intermediates(image, indices=[stage], intermediates_only=True, stop_early=True)[0]
+
+        with torch.no_grad():
+            shape = features().shape
+
+        def masks() -> Tensor:
+            block = make_mix_block(given["block"], channels, given["block_kwargs"] or {})
+            return block(torch.empty(shape), torch.zeros(1, dtype=torch.long), 0.5, tuple(image.shape[2:]))
+
+        share = 1 / given["block_every"]  # of the steps in which the Mix Block learns
+        shown = given["one_hot_prob"] * given["one_hot_share"]
+        passes = 1 + shown + 2 / 3 * (1 - given["switch_off"]) * share
+        return Work(passes, ((1.0, features), (1 + 3 * share, masks)))
 
     def draw(self, input: Tensor) -> AutoMixPlan:
         """All chance of one step, for a batch like `input`, but for the one-hot pass."""
@@ -280,90 +314,12 @@ class AutoMixTask(MixingTask):
         self._caught_up()
 
 
-class _OnlineNet(nn.Module):
-    """q with both heads, and the Mix Block: everything that is trained, in one forward, as DDP wants it.
-
-    Shapes: (images, k's features, plan, whether the block learns, what k makes of mixed images, number of images that
-        q sees plain, the loss of their logits) -> logits of the plain images (empty without), their loss, logits of the
-        mixed ones, masks [B, 2, 1, H, W] of the Mix Block's own pass (empty unless it learns), k's mixup loss, whose
-        gradient reaches the Mix Block.
-    """
-
-    def __init__(self, two: TwoHeads, block: nn.Module, second_mixes: bool):
-        super().__init__()
-        self.two = two
-        self.block = block
-        self.second_mixes = second_mixes  # the second head is that of the mixed images
-
-    def get_classifier(self) -> tuple[nn.Module, ...]:
-        model: Any = unwrap_model(self.two.model)
-        return (model.get_classifier(), self.two.second)
-
-    def no_weight_decay(self) -> set[str]:
-        return names_without_decay(self.two.model, "two.model")
-
-    def group_matcher(self, coarse: bool = False) -> Any:
-        model: Any = unwrap_model(self.two.model)
-        return prefix_matcher(model.group_matcher(coarse=coarse), r"two\.model")
-
-    def forward(
-        self,
-        images: Tensor,
-        features: Tensor,
-        plan: AutoMixPlan,
-        learns: bool,
-        learn: Learn | None,
-        plain: int,
-        judge: Judge,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        size = (images.shape[-2], images.shape[-1])
-        masks, block = images.new_empty(0), images.new_zeros(())
-        if learns:
-            partners = torch.from_numpy(plan.partners_mb).to(images.device, non_blocking=True)
-            masks = self.block(features, partners, plan.lam_mb, size)
-            if learn is not None:
-                mixed = mix_pairs(images, partners, masks).to(images.dtype)
-                value, gradient = learn(mixed)
-                reaching = (mixed * gradient).sum()
-                block = value + (reaching - reaching.detach())
-        with torch.no_grad():
-            partners = torch.from_numpy(plan.partners_bb).to(images.device, non_blocking=True)
-            mixed = mix_pairs(images, partners, self._seen(features, partners, plan, size)).to(images.dtype)
-        one, ce = images.new_empty(0), images.new_zeros(())
-        taken: Taken = []
-        if plain:
-            one = self.two(images[:plain], second=not self.second_mixes)
-            ce, taken = judge(one)
-            one = one.detach() if taken else one  # and its graph is gone
-        logits = self.two(mixed, second=self.second_mixes)
-        untouched = [] if learns else list(self.block.parameters())
-        untouched += [] if plain else list(self.get_classifier()[not self.second_mixes].parameters())
-        for parameter in untouched:  # DDP wants a gradient of everything in every step
-            block = block + 0.0 * parameter.sum()
-        return one, with_gradient(ce, taken), logits, masks, block
-
-    def _seen(self, features: Tensor, partners: Tensor, plan: AutoMixPlan, size: tuple[int, int]) -> Tensor:
-        """The masks that q sees, without gradient."""
-        masks = self.block(features, partners, plan.lam_bb, size)
-        if not LEAST_LAM < plan.lam_bb < 1 - LEAST_LAM:
-            return constant_masks(plan.lam_bb, masks)
-        return adjust_masks(masks, plan.lam_bb) if plan.adjust else masks
-
-
 def _wide(logits: Tensor) -> Tensor:
     return logits.float() if logits.element_size() < 4 else logits
 
 
-def _make_block(name: str, channels: int, settings: dict[str, Any]) -> nn.Module:
-    known = [p.name for p in inspect.signature(BLOCKS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for setting in settings:
-        if setting not in known:
-            raise ValueError(f"block {name} has no setting {setting!r}; it has {', '.join(sorted(known))}")
-    return BLOCKS[name](channels, **settings)
-
-
 def _check_settings(block: str, weight: float, base: float, end: float, warmup: float) -> None:
-    check_choice("block", block, BLOCKS)
+    MIX_BLOCKS.find(block)
     check_not_negative("mask_weight", weight)
     for name, value in (("momentum", base), ("momentum_end", end), ("momentum_warmup", warmup)):
         check_probability(name, value)

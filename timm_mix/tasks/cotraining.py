@@ -12,9 +12,26 @@ from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets
 from timm_mix.functional.splitnet import DIVERGENCES, cotraining_weight, plan_shared_mixup
 from timm_mix.models import reduce_members
 from timm_mix.tasks._base import MemberTask, soft_criterion
+from timm_mix.tasks.facts import Example, Facts, Method
 from timm_mix.tasks.member_parallel import check_member_group, gather_members
 
 __all__ = ["CoTrainingTask"]
+
+METHOD = Method(
+    title="SplitNet with co-training",
+    tag="splitnet",
+    about="One wide network, divided into narrow ones that together cost about as much. Each learns from its own "
+    "views of the images and from the other parts; their logits are averaged.",
+    card="splitnet.md",
+    arxiv="2011.14660",
+    bibtex="""@article{zhao2020divide,
+  title   = {Towards Better Accuracy-efficiency Trade-offs: Divide and Co-training},
+  author  = {Zhao, Shuai and Zhou, Liguang and Wang, Wenxiao and Cai, Deng and Lam, Tin Lun and Xu, Yangsheng},
+  journal = {arXiv preprint arXiv:2011.14660},
+  year    = {2020},
+}""",
+    source="splitnet",
+)
 
 
 class CoTrainingTask(MemberTask):
@@ -38,6 +55,13 @@ class CoTrainingTask(MemberTask):
         ValueError: weight, warmup_epochs or mixup < 0, an unknown divergence, a warm-up without steps_per_epoch, a
             model without members, a target of another shape.
     """
+
+    facts = Facts(
+        METHOD,
+        member_views=True,
+        member_parallel=True,
+        example=Example("splitnet", {"split": 2, "divide": False}, {"mixup": 0.2}),
+    )
 
     def __init__(
         self,

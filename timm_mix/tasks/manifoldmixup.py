@@ -11,8 +11,17 @@ from torch import Tensor, nn
 
 from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets, plan_mixup
 from timm_mix.tasks._base import MixingTask, soft_criterion
+from timm_mix.tasks.facts import Facts, Method
 
 __all__ = ["ManifoldMixupTask"]
+
+METHOD = Method(
+    title="Manifold Mixup",
+    tag="manifold-mixup",
+    about="In training the features of two images were mixed at a stage drawn for each batch. What is left is the "
+    "plain network.",
+    arxiv="1806.05236",
+)
 
 
 class ManifoldMixupTask(MixingTask):
@@ -30,6 +39,8 @@ class ManifoldMixupTask(MixingTask):
     Raises:
         ValueError: a model without stages, a stage that it does not have, alpha <= 0, a target of another shape.
     """
+
+    facts = Facts(METHOD, soft_labels=True)
 
     def __init__(
         self,

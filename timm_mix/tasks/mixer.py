@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from timm_mix.functional.checks import check_count
 from timm_mix.mixers import Mixer
 from timm_mix.tasks._base import MixingTask, soft_criterion
+from timm_mix.tasks.facts import Facts
 
 __all__ = ["MixerTask"]
 
@@ -25,6 +26,8 @@ class MixerTask(MixingTask):
     Raises:
         ValueError: off_epoch < 0 or without steps_per_epoch, a target of another shape.
     """
+
+    facts = Facts(soft_labels=True)
 
     def __init__(
         self,

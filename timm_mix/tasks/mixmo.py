@@ -12,8 +12,27 @@ from timm_mix.functional.mixmo import MixMoPlan, binary_probability, member_mask
 from timm_mix.functional.msda import MsdaPlan, kept_labels, kept_pixels, plan_msda
 from timm_mix.models import reduce_members
 from timm_mix.tasks._base import MemberTask, per_sample_loss
+from timm_mix.tasks.facts import Example, Facts, Method
 
 __all__ = ["MixMoTask"]
+
+METHOD = Method(
+    title="MixMo",
+    tag="mixmo",
+    about="Each member has its own first convolution and its own head, the rest is one shared network. In training "
+    "it looks at several mixed images at once, afterwards all members look at the same one and are averaged.",
+    card="mixmo.md",
+    arxiv="2103.06132",
+    bibtex=r"""@inproceedings{rame2021mixmo,
+  title     = {{MixMo}: Mixing Multiple Inputs for Multiple Outputs via Deep Subnetworks},
+  author    = {Ram{\'e}, Alexandre and Sun, R{\'e}my and Cord, Matthieu},
+  booktitle = {Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)},
+  year      = {2021},
+  eprint    = {2103.06132},
+  archivePrefix = {arXiv},
+}""",
+    source="mixmo",
+)
 
 
 class MixMoTask(MemberTask):
@@ -23,7 +42,7 @@ class MixMoTask(MemberTask):
     members' losses with the weights w_r of their ratios.
 
     Args:
-        block: the mixing block: `linear` for Linear-MixMo, or a family of functional.masks such as `cut`.
+        block: the mixing block: `linear` for Linear-MixMo, or another of functional.blocks such as `cut`.
         prob: probability per batch of `block` rather than the linear one; fades to 0 over the last twelfth of training.
         alpha: ratios ~ Dirichlet(alpha, ..., alpha).
         r: weight exponent; 1 weights by the ratio, math.inf weights alike; the paper's plateau is 3 to 6.
@@ -40,6 +59,8 @@ class MixMoTask(MemberTask):
     Raises:
         ValueError: a setting outside its range, a model that is no MixMo, a target of another shape.
     """
+
+    facts = Facts(METHOD, example=Example("mixmo", {"members": 2}, {"block": "cut"}))
 
     def __init__(
         self,

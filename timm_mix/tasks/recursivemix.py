@@ -20,8 +20,25 @@ from timm_mix.functional.recursivemix import (
 from timm_mix.models import prefix_matcher
 from timm_mix.tasks._base import MixingTask, check_unwrapped, names_without_decay, soft_criterion
 from timm_mix.tasks._region import check_feature_map, feature_map, region_logits, region_vector
+from timm_mix.tasks.facts import Facts, Method
 
 __all__ = ["RecursiveMixTask"]
+
+METHOD = Method(
+    title="RecursiveMix",
+    tag="recursivemix",
+    about="In training a box of every image showed the resized input of the step before, with its label. What is "
+    "left is the plain network.",
+    card="recursivemix.md",
+    arxiv="2203.06844",
+    bibtex="""@inproceedings{yang2022recursivemix,
+  title     = {RecursiveMix: Mixed Learning with History},
+  author    = {Yang, Lingfeng and Li, Xiang and Zhao, Borui and Song, Renjie and Yang, Jian},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2022},
+}""",
+    source="recursivemix",
+)
 
 HEADS = ("separate", "shared")
 
@@ -45,6 +62,8 @@ class RecursiveMixTask(MixingTask):
     Raises:
         ValueError: a setting outside its range, a model without features, a target of another shape.
     """
+
+    facts = Facts(METHOD, soft_labels=True)
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ convolutions, matrix products and attention, but no elementwise work, and the ti
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_mix.models.splitnet import SplitNet
-from timm_mix.tasks import stage_of_reduction
-from timm_mix.tasks.automix import BLOCKS
+from timm_mix.tasks import TASKS
 from timm_mix.train.loop.build import data_config_of
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
@@ -99,46 +98,33 @@ def _step_flops(wanted: ModelSettings, task: TaskSettings, num_classes: int) -> 
     image = torch.empty(1, *size, device="meta")
     if not isinstance(name, str) or not hasattr(model, "num_members"):  # a plain network
         plain = _count_flops(model, image)
-        return wanted.name, plain, _automix_ratio(task.mix, model, image, plain) if task.name == "automix" else 1.0
+        return wanted.name, plain, _of_the_task(task, model, image, plain)
     kwargs = {key: value for key, value in wanted.model_kwargs.items() if key not in _OF_THE_WRAPPER}
     plain = _count_flops(_on_meta(name, **shared, **kwargs), image)
     if isinstance(model, SplitNet):  # its parts are alike
         return name, plain, model.num_members * _count_flops(model.subnets[0], image) / plain
     members = image[:, None].expand(-1, model.num_members, -1, -1, -1)
-    inputs = {"masks": _masks(model, size)} if hasattr(model, "stem_shape") else {}
-    return name, plain, _count_flops(model, members, return_members=True, **inputs) / plain
+    return name, plain, _count_flops(model, members, return_members=True) / plain
 
 
-def _automix_ratio(mix: Mapping[str, Any], model: Any, image: Tensor, plain: int) -> float:
-    """Passes of AutoMix's step: q twice, k once without weight gradients, k's features up to the masks' stage, and the
-    Mix Block forward for q's masks and, where it learns, forward and backward for its own.
-    """
-    stage, channels = stage_of_reduction(model, mix.get("reduction", 16))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        maps = model.forward_intermediates(image, indices=[stage], intermediates_only=True, stop_early=True)[0]
-    features = counter.get_total_flops()
-    share = 1 / mix.get("block_every", 1)  # of the steps in which the Mix Block learns
-    learning = (1 - mix.get("switch_off", 0.0)) * share
-    shown = mix.get("one_hot_prob", 1.0) * mix.get("one_hot_share", 1.0)
-    passes = 1 + shown + 2 / 3 * learning
-    return passes + (features + (1 + 3 * share) * _block_flops(mix, maps, channels, tuple(image.shape[1:]))) / plain
+def _of_the_task(task: TaskSettings, model: Any, image: Tensor, plain: int) -> float:
+    """What the task makes of the step of a plain network."""
+    if task.name not in TASKS:
+        return 1.0
+    work = TASKS[task.name].work(model, image, task.mix)
+    return work.passes + sum(times * _count_forward(run) for times, run in work.forwards) / plain
 
 
-def _block_flops(mix: Mapping[str, Any], maps: Tensor, channels: int, size: tuple[int, ...]) -> int:
-    """One forward pass of the Mix Block."""
-    with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:  # meta knows no autocast
-        block = BLOCKS[mix.get("block", "automix")](channels, **mix.get("block_kwargs", {}))
-        block(torch.empty(maps.shape), torch.zeros(1, dtype=torch.long), 0.5, size[1:])
+def _count_forward(run: Callable[[], Any]) -> int:
+    # the meta device alone knows no autocast
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
     return counter.get_total_flops()
 
 
 def _on_meta(name: str, **kwargs: Any) -> nn.Module:
     """The network without its weights: it has shapes only and computes nothing."""
     return timm.create_model(name, device="meta", **kwargs).train()
-
-
-def _masks(model: Any, size: tuple[int, ...]) -> Tensor:
-    return torch.empty(1, model.num_members, 1, *model.stem_shape(size[1:])[1:], device="meta")
 
 
 def _count_flops(model: nn.Module, *inputs: Tensor, **kwargs: Any) -> int:

@@ -13,6 +13,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from timm_mix.hub import is_model_folder, save_pretrained
+from timm_mix.tasks import TASKS
 from timm_mix.train.cost import predict_cost
 from timm_mix.train.data.chance import deterministic_algorithms
 from timm_mix.train.errors import UsageError, user_errors
@@ -148,8 +149,9 @@ def _check_folder(folder: Path) -> None:
 
 
 def _views(model: Any, task: TaskSettings, augment: AugmentSettings) -> int | None:
-    """Views per image, None for one: co-training shows every part its own."""
-    parts = getattr(model, "num_members", 1) if task.name == "cotraining" else 1
+    """Views per image, None for one: some tasks show every member its own."""
+    own = task.name in TASKS and TASKS[task.name].facts.member_views
+    parts = getattr(model, "num_members", 1) if own else 1
     views = parts if augment.views is None else augment.views
     if views not in (1, parts):
         wanted = f"1 or {parts}, one per part" if parts > 1 else f"1 for task {task.name}"

@@ -9,7 +9,8 @@ import timm
 import torch
 
 import timm_mix
-from timm_mix.functional.mixmo import BLOCKS, member_masks, plan_mixmo
+from timm_mix.functional.blocks import BLOCKS
+from timm_mix.functional.mixmo import member_masks, plan_mixmo
 from timm_mix.lab.bench.mask_twins import masks_one_by_one
 from timm_mix.lab.bench.measure import Ratio, Run, compare, plain_step, small_images
 from timm_mix.lab.bench.member_twins import training_step

@@ -31,7 +31,9 @@ class AugmentSettings:
     recount: int | None = setting(None, "boxes that are erased at most", AT_LEAST_1)
     rescale: Floats | None = setting(None, "area range of random erasing", NOT_NEGATIVE.of_a_pair)
     reratio: Floats | None = setting(None, "aspect range of random erasing", POSITIVE.of_a_pair)
-    views: int | None = setting(None, "views per image; default: one per part for cotraining", AT_LEAST_1)
+    views: int | None = setting(
+        None, "views per image; default: 1, or one per member where the task wants that", AT_LEAST_1
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -49,11 +49,10 @@ class Config(Nested):
             raise UsageError(
                 f"mixup and cutmix need an even batch_size, got {self.data.batch_size}; take one more or less"
             )
-        if optimise.of_the_block and task.name != "automix":
-            given = " and ".join(optimise.of_the_block)
-            raise UsageError(f"{given} are for task automix, got task {task.name}; drop them")
-        if self.run.member_parallel and task.name != "cotraining":
-            raise UsageError(f"member_parallel is for task cotraining, got task {task.name}; drop it")
+        if optimise.of_the_block:
+            task.check_fact("own_block", f"{' and '.join(optimise.of_the_block)} are", "drop them")
+        if self.run.member_parallel:
+            task.check_fact("member_parallel", "member_parallel is", "drop it")
         if self.run.member_parallel and optimise.amp and optimise.amp_dtype == "float16":
             raise UsageError(
                 "member_parallel needs amp_dtype bfloat16, got float16, whose loss scale would differ between parts"

@@ -45,9 +45,11 @@ class OptimiseSettings:
     layer_decay: float | None = setting(
         None, "learning rate of a layer over that of the next one, for weights that are good already", POSITIVE
     )
-    block_lr: float | None = setting(None, "automix: of the Mix Block; default: lr", NOT_NEGATIVE)
-    block_min_lr: float | None = setting(None, "automix: of the Mix Block; default: min_lr", NOT_NEGATIVE)
-    block_momentum: float | None = setting(None, "automix: of the Mix Block; default: momentum", BELOW_1)
+    block_lr: float | None = setting(
+        None, "of what the task trains beside the network (Mix Block); default: lr", NOT_NEGATIVE
+    )
+    block_min_lr: float | None = setting(None, "likewise; default: min_lr", NOT_NEGATIVE)
+    block_momentum: float | None = setting(None, "likewise; default: momentum", BELOW_1)
     clip_grad: float | None = setting(None, "largest gradient, against a loss that jumps", POSITIVE)
     clip_mode: str = setting("norm", "what is clipped: norm, value or agc", choices=("norm", "value", "agc"))
     sched: str = setting("cosine", "timm's name of the schedule: cosine, step, multistep, plateau, ..., none")

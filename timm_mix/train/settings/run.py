@@ -21,9 +21,7 @@ class RunSettings:
         (), "modules of your own to import first: methods that they register train by name", flag="--import"
     )
     cpu: bool = setting(False, "stay on the CPU even where there is a GPU")
-    member_parallel: bool = setting(
-        False, "cotraining with one part of the splitnet per process; batch_size is then per S processes"
-    )
+    member_parallel: bool = setting(False, "one part of the splitnet per process; batch_size is then per S processes")
     deterministic: bool = setting(False, "GPU: only operations that repeat to the bit (the CPU's do anyway); slower")
     checkpoint_interval: int | None = setting(
         None, "updates between checkpoints; default: at the end of every epoch only", AT_LEAST_1

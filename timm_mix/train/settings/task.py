@@ -47,6 +47,16 @@ class TaskSettings:
                 "itself mixes by --mix"
             )
 
+    def check_fact(self, fact: str, what: str, advice: str) -> None:
+        """A setting that is for the tasks of which a fact is true (timm_mix.tasks.facts.Facts).
+
+        Raises:
+            UsageError: this is another task.
+        """
+        known = [name for name, task in TASKS.items() if getattr(task.facts, fact)]
+        if self.name not in known:
+            raise UsageError(f"{what} for task {' or '.join(known)}, got task {self.name}; {advice}")
+
     @property
     def mixes_samples(self) -> bool:
         """By timm's mixup or CutMix."""
