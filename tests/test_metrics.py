@@ -123,6 +123,28 @@ def test_bins_of_equal_mass_differ_by_one_sample_at_the_most():
     assert calibration_error(bins) == pytest.approx(error, rel=1e-12)
 
 
+@pytest.mark.parametrize("equal_mass", [False, True])
+def test_the_two_top_bins_are_two(equal_mass):
+    """Their gaps have opposite signs, so that one bin of both, or a last edge elsewhere, costs less."""
+    confidence = torch.tensor([0.05, 0.15, 0.82, 0.88, 0.92, 0.98], dtype=torch.float64)
+    correct = torch.tensor([0, 0, 1, 1, 0, 1])
+    bins = calibration_bins(confidence, correct, bins=3 if equal_mass else 10, equal_mass=equal_mass)
+    # widths of .1: {.05} {.15} {.82, .88} {.92, .98}; thirds: {.05, .15} {.82, .88} {.92, .98}
+    assert bins.count.tolist() == ([2, 2, 2] if equal_mass else [1, 1, 2, 2])
+    assert bins.accuracy[-2:].tolist() == [1, 0.5]
+    assert bins.confidence[-2:].tolist() == pytest.approx([0.85, 0.95])
+    low = 0.05 + 0.15
+    assert calibration_error(bins) == pytest.approx((low + 2 * 0.15 + 2 * 0.45) / 6, rel=1e-12)
+
+
+@pytest.mark.parametrize("edge", [0.9, 1.0])
+def test_an_upper_edge_of_the_top_bins_belongs_to_them(edge):
+    confidence = torch.tensor([edge - 0.01, edge], dtype=torch.float64)
+    assert calibration_bins(confidence, torch.tensor([1, 0]), 10).count.tolist() == [2]
+    above = torch.tensor([0.9, 0.9 + 1e-9], dtype=torch.float64)
+    assert calibration_bins(above, torch.tensor([1, 0]), 10).count.tolist() == [1, 1]
+
+
 def test_fewer_samples_than_bins_are_a_bin_each():
     assert calibration_bins(torch.tensor([0.2, 0.9]), torch.tensor([1, 0]), equal_mass=True).count.tolist() == [1, 1]
 

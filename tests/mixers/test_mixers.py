@@ -45,6 +45,42 @@ def test_a_mixer_is_its_function(name, draw):
     assert torch.equal(targets, mix_targets(y, plan, K, 0.1))
 
 
+@pytest.mark.parametrize("batch", [6, 7])
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "resizemix"])
+def test_prob_is_the_share_of_mixed_batches_pairs_or_samples(name, mode, batch):
+    """One uniform number decides per batch or pair (i, B - 1 - i): the twin draws the same ones, sample by sample."""
+    prob, steps, size = 0.3, 400, (64, 64)
+    mixer, twin = _mixer(name, seed=5, prob=prob, mode=mode), np.random.default_rng(5)
+    shares = []
+    for _ in range(steps):
+        lam = mixer.plan(batch, size).lam
+        alpha = {"mixup": 0.8}.get(name, 1.0)
+        drawn, chance = twin.beta(alpha, alpha, size=batch), twin.random(batch)
+        first = {"batch": [0] * batch, "pair": [min(i, batch - 1 - i) for i in range(batch)], "elem": range(batch)}
+        mixed = np.array([chance[i] < prob for i in first[mode]])
+        assert (lam[~mixed] == 1).all()
+        if name != "cutmix":
+            assert (lam[mixed] < 1).all()
+        else:  # a box of less than two pixels is empty
+            assert (lam[mixed & (drawn[list(first[mode])] < 0.99)] < 1).all()
+            twin.integers(size[0], size=batch), twin.integers(size[1], size=batch)
+        if name == "resizemix":
+            twin.uniform(0.1, 0.8, size=batch), twin.random(batch), twin.random(batch)
+        shares.append(mixed[: {"batch": 1, "pair": (batch + 1) // 2, "elem": batch}[mode]].mean())
+    assert mixer.rng.bit_generator.state == twin.bit_generator.state
+    assert np.mean(shares) == pytest.approx(prob, abs=3 * (prob * (1 - prob) / steps) ** 0.5)
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair"])
+def test_prob_zero_mixes_nothing_and_prob_one_everything(mode):
+    for name in ("mixup", "resizemix"):
+        for prob in (0.0, 1.0):
+            mixer = _mixer(name, seed=1, prob=prob, mode=mode)
+            lam = np.stack([mixer.plan(5, (32, 32)).lam for _ in range(100)])
+            assert (lam < 1).mean() == prob
+
+
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_given_the_same_lam_and_boxes_timm_mixes_alike(kind, mode, monkeypatch):

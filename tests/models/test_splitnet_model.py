@@ -102,6 +102,27 @@ def test_features_lie_side_by_side_on_the_channel_axis():
     assert features.shape[1] == model.num_features == 2 * 352
 
 
+def test_every_part_has_the_features_of_its_own_view():
+    model = _create("splitnet_resnet18_s2").eval()
+    views = _images(2, S, 3, 64, 64)
+    features = model.forward_features(views)
+    own = [part.forward_features(views[:, i]) for i, part in enumerate(model.subnets)]
+    torch.testing.assert_close(features, torch.cat(own, 1))
+    torch.testing.assert_close(model.forward_head(features), model(views))
+    first = model.forward_features(views[:, 0])
+    assert torch.equal(features[:, :352], first[:, :352])
+    assert not torch.allclose(features[:, 352:], first[:, 352:])
+
+
+@pytest.mark.parametrize("given", [None, 0.0, 0.37])
+def test_the_users_drop_rate_wins_over_the_divisions_own(given):
+    own = 0.2 / 2**0.5  # the whole network's over sqrt(S)
+    assert timm_mix.divide("efficientnetb0", 2)["drop_rate"] == pytest.approx(own)
+    model = _create("splitnet_efficientnetb0_s2", device="meta", **({} if given is None else {"drop_rate": given}))
+    for part in model.subnets:
+        assert part.drop_rate == pytest.approx(own if given is None else given)
+
+
 @pytest.mark.parametrize(
     "backbone", ["mixer_s32_224", "levit_128s", "pvt_v2_b0", "nest_tiny_jx", "swin_tiny_patch4_window7_224"]
 )

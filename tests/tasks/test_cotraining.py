@@ -115,6 +115,25 @@ def test_one_hot_targets_count_as_class_indices(criterion, mixup):
     torch.testing.assert_close(*losses)
 
 
+@pytest.mark.parametrize("ensemble", ["logits", "softmax"])
+def test_under_a_bce_the_parts_learn_from_their_own_logits_and_the_output_is_their_ensemble(ensemble):
+    """A softmax ensemble's output is a logarithm of probabilities; its sigmoid must not enter the loss."""
+    model, (x, y) = Parts(), _batch()
+    model.ensemble = ensemble
+    result = _task(model, criterion=BinaryCrossEntropy(0.1), weight=0.0)(x, y)
+    logits = model(x, return_members=True).detach()
+    labels = 0.9 * F.one_hot(y, K) + 0.1 / K
+    wanted = sum(F.binary_cross_entropy_with_logits(logits[:, i], labels) for i in range(S))
+    torch.testing.assert_close(result["loss"].detach(), wanted)
+    torch.testing.assert_close(result["ce"], wanted)
+    probabilities = logits.softmax(-1).mean(1) if ensemble == "softmax" else logits.mean(1).softmax(-1)
+    torch.testing.assert_close(result["output"].detach().softmax(-1), probabilities)
+    if ensemble == "softmax":
+        torch.testing.assert_close(result["output"].detach().exp(), probabilities)
+    else:
+        torch.testing.assert_close(result["output"].detach(), logits.mean(1))
+
+
 def test_lam_one_is_no_mixup():
     x, y = _batch()
     torch.testing.assert_close(_task(mixup=0.2)(x, y, plan=MixPlan(PARTNER, np.ones(B)))["loss"], _task()(x, y)["loss"])
