@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from timm_mix.mixers import MIXERS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +30,31 @@ def test_first_snippet_of_the_readme_runs():
     space = {}
     exec(compile(_snippets("README.md")[0], "README.md", "exec"), space)
     assert space["model"].num_members == 3
+
+
+def test_the_mixer_of_contributing_runs():
+    (snippet,), space = _snippets("CONTRIBUTING.md"), {"__name__": "contributing"}
+    with MIXERS.scoped():
+        exec(compile(snippet, "CONTRIBUTING.md", "exec"), space)
+        assert "corner" in MIXERS
+    assert space["images"].shape == (6, 3, 32, 32)
+    assert space["labels"].sum(1).tolist() == pytest.approx([1] * 6)
+    assert space["mixer"].plan(2, (32, 32)).lam.tolist() == [1 - 1 / 16] * 2
+    x = torch.arange(6.0)[:, None, None, None].expand(-1, 3, 32, 32)
+    mixed, _ = space["mixer"](x, torch.arange(6))
+    assert torch.equal(mixed[:, :, 8:], x[:, :, 8:])  # below the corner everything is one's own
+    assert torch.equal(mixed[:, :, :, 8:], x[:, :, :, 8:])
+    corner = mixed[:, 0, :8, :8].flatten(1)
+    assert torch.equal(corner, corner[:, :1].expand(-1, 64))
+    assert sorted(corner[:, 0].tolist()) == list(range(6))
+
+
+def test_contributing_is_short_and_its_files_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert len(text.splitlines()) <= 100
+    named = re.findall(r"`((?:timm_mix|tests|model_cards)/[\w/.]+)`", text)
+    assert len(named) >= 5
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_files_that_the_readme_names_are_there():

@@ -3,7 +3,7 @@
 from timm_mix import hub, metrics, models, views
 from timm_mix.convert import load_official, official_model
 from timm_mix.mixers import create_mixer, register_mixer
-from timm_mix.models.divide import divide
+from timm_mix.models.divide import divide, register_division
 from timm_mix.tasks import create_task, register_block, register_task
 from timm_mix.version import __version__
 
@@ -18,6 +18,7 @@ __all__ = [
     "models",
     "official_model",
     "register_block",
+    "register_division",
     "register_mixer",
     "register_task",
     "views",

@@ -31,6 +31,9 @@ class Registry(Mapping[str, T]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._entries)
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -35,33 +35,38 @@ def _width(name: str, split: int, table: Mapping[int, int]) -> int:
     return table[split]
 
 
-def _resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _resnet(match: re.Match[str], split: int) -> dict[str, Any]:
     """Stem i and stages of i, 2i, 4i."""
+    name = match[0]
     i = _width(name, split, _SQUEEZED_STEMS if match["se"] else _STEMS)
     return {"stem_width": i, "channels": (i, 2 * i, 4 * i)}
 
 
-def _wide_resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _wide_resnet(match: re.Match[str], split: int) -> dict[str, Any]:
     """k' = int(max(k / sqrt(S) + 0.4, 1)); the stem keeps its 16 channels."""
+    name = match[0]
     k = divided_widen_factor(int(name.rpartition("_")[2]), split)
     dropout = {"drop_rate": _DROPOUT / split} if name == "wide_resnet40_10" else {}
     return {"channels": (16 * k, 32 * k, 64 * k), **dropout}
 
 
-def _densenet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _densenet(match: re.Match[str], split: int) -> dict[str, Any]:
     """k = int(40 / sqrt(S) * 2) // 2."""
+    name = match[0]
     growth_rate = int(_GROWTH_RATE / math.sqrt(split) * 2) // 2
     if growth_rate < 1:
         raise ValueError(f"{name} divides into at most {_GROWTH_RATE**2} parts, got S = {split}")
     return {"growth_rate": growth_rate}
 
 
-def _pyramidnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _pyramidnet(match: re.Match[str], split: int) -> dict[str, Any]:
     """Widening and ShakeDrop over sqrt(S); the stem keeps its 16 channels."""
+    name = match[0]
     return {"alpha": _ALPHA[name] / math.sqrt(split), "shakedrop_rate": _SHAKEDROP / math.sqrt(split)}
 
 
-def _shake_resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _shake_resnet(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
     return {"base_width": _width(name, split, _SHAKE_WIDTHS)}
 
 

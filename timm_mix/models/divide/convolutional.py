@@ -24,7 +24,8 @@ __all__ = ["RULES"]
 
 
 @remembered
-def _convnext(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _convnext(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
     whole = as_whole(name, ConvNeXt)
     widths = [info["num_chs"] for info in whole.feature_info]
     mlp_head = hasattr(getattr(whole.head, "pre_logits", None), "fc")
@@ -38,16 +39,18 @@ def _convnext(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
 
 
 @remembered
-def _densenet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _densenet(match: re.Match[str], split: int) -> dict[str, Any]:
     """The growth rate, on which every other width depends."""
+    name = match[0]
     whole = as_whole(name, DenseNet)
     growth = whole.features.denseblock1.denselayer1.conv2.out_channels
     return fit_scale(name, whole, split, lambda scale: {"growth_rate": rounded(growth * scale, 1)})
 
 
 @remembered
-def _resnetv2(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _resnetv2(match: re.Match[str], split: int) -> dict[str, Any]:
     """Stage widths; a 7x7 stem keeps its width and a deep stem narrows, as in timm's other ResNets."""
+    name = match[0]
     whole = as_whole(name, ResNetV2)
     stem, *widths = [info["num_chs"] for info in whole.feature_info]
     factor = int(match["factor"] or 1)  # BiT's names carry a factor, which timm applies to the channels it is given
@@ -67,7 +70,8 @@ def _narrow(model_name: str) -> Rule:
     """A rule for a family whose entrypoints fix the widths."""
 
     @remembered
-    def rule(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+    def rule(match: re.Match[str], split: int) -> dict[str, Any]:
+        name = match[0]
         whole = as_whole(name, FAMILIES[model_name].kind)
 
         def part(scale: float) -> dict[str, Any]:

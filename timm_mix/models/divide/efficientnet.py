@@ -19,7 +19,8 @@ _BASES = {
 }
 
 
-def _efficientnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _efficientnet(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
     if split not in _BASES:
         raise ValueError(f"{name} divides into S = 2 or 4 parts, as published, got S = {split}")
     arch = ARCHS[match["arch"]]

@@ -107,9 +107,10 @@ def remembered(rule: Rule) -> Rule:
     found: dict[tuple[str, int], Kwargs] = {}
 
     @functools.wraps(rule)
-    def look_up(name: str, split: int, match: Any) -> Kwargs:
+    def look_up(match: Any, split: int) -> Kwargs:
+        name = match[0]
         if (name, split) not in found:
-            found[name, split] = rule(name, split, match)
+            found[name, split] = rule(match, split)
         return dict(found[name, split])
 
     return look_up

@@ -18,45 +18,52 @@ __all__ = ["NAMES", "RULES"]
 NAMES = (*resnet_e.NETS, *se_resnet.NETS, *resnexst.NETS)
 
 
-def _narrow(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _narrow(match: re.Match[str], split: int) -> dict[str, Any]:
     """Stage widths i, 2i, 4i, 8i behind a deep stem of i channels (of half as many in the narrow-stem variant d)."""
+    name = match[0]
     width = stage_width(name, split)
     stem = width // 2 if match.groupdict().get("variant") == "d" else width
     return {"channels": (width, 2 * width, 4 * width, 8 * width), "stem_width": stem}
 
 
-def _resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _resnet(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
     drop_rate = resnet_e.NETS[name].get("drop_rate", 0.0)
-    return {**_narrow(name, split, match), **({"drop_rate": drop_rate / split} if drop_rate else {})}
+    return {**_narrow(match, split), **({"drop_rate": drop_rate / split} if drop_rate else {})}
 
 
-def _wide_resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _wide_resnet(match: re.Match[str], split: int) -> dict[str, Any]:
     """Published: two parts of wide_resnet50 keep the stages, and 64 (k - 1) of the base width 64 k."""
     if match["depth"] == "50" and split == 2:
         return {"base_width": 64 * (int(match["k"]) - 1)}
-    return _narrow(name, split, match)
+    return _narrow(match, split)
 
 
-def _groups(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _groups(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
     return {"cardinality": divided_groups(name, int(match["groups"]), split)}
 
 
-def _se_resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
-    return {**_narrow(name, split, match), **_drop(se_resnet.NETS[name], split)}
+def _se_resnet(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
+    return {**_narrow(match, split), **_drop(se_resnet.NETS[name], split)}
 
 
-def _se_groups(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _se_groups(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
     net = se_resnet.NETS[name]
     return {"cardinality": divided_groups(name, net["cardinality"], split), **_drop(net, split)}
 
 
-def _senet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _senet(match: re.Match[str], split: int) -> dict[str, Any]:
     """timm's own: it has no dropout to divide."""
+    name = match[0]
     return {"cardinality": divided_groups(name, 64, split)}
 
 
-def _resnexst(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
-    return {**_groups(name, split, match), **_drop(resnexst.NETS[name], split)}
+def _resnexst(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
+    return {**_groups(match, split), **_drop(resnexst.NETS[name], split)}
 
 
 def _drop(net: dict[str, Any], split: int) -> dict[str, float]:

@@ -22,7 +22,8 @@ _QUANTUM = 8  # of the widths, by the family's definition
 
 
 @remembered
-def _regnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _regnet(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
     whole = as_whole(name, RegNet)
     cfg = model_cfgs[name]
 

@@ -14,7 +14,7 @@ __all__ = ["RULES", "Rule", "Rules", "divided_groups", "stage_width"]
 _DEEP_STEMS = {"c": 32, "d": 32, "t": 32, "tn": 32, "s": 64, "e": 64}  # timm's suffixes and their stem widths
 
 
-Rule = Callable[[str, int, "re.Match[str]"], dict[str, Any]]  # (architecture, S > 1, its match) -> arguments
+Rule = Callable[["re.Match[str]", int], dict[str, Any]]  # (match of the whole architecture, S > 1) -> arguments
 Rules = tuple[tuple[str, Rule], ...]
 
 
@@ -32,8 +32,9 @@ def divided_groups(name: str, groups: int, split: int) -> int:
     return groups // split
 
 
-def _resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _resnet(match: re.Match[str], split: int) -> dict[str, Any]:
     """Stage widths i, 2i, 4i, 8i; the stem of the deep variants in proportion."""
+    name = match[0]
     width = stage_width(name, split)
     kwargs: dict[str, Any] = {"channels": (width, 2 * width, 4 * width, 8 * width)}
     stem = _DEEP_STEMS.get(match["variant"] or "")
@@ -42,20 +43,22 @@ def _resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
     return kwargs
 
 
-def _wide_resnet(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _wide_resnet(match: re.Match[str], split: int) -> dict[str, Any]:
     """Published: wide_resnet50 halves only its bottlenecks for S = 2; otherwise the stages narrow, base width 128."""
     if match["depth"] == "50" and split == 2:
         return {"base_width": 64}
-    return _resnet(name, split, match)
+    return _resnet(match, split)
 
 
-def _resnext(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _resnext(match: re.Match[str], split: int) -> dict[str, Any]:
     """Only the cardinality is divided."""
+    name = match[0]
     return {"cardinality": divided_groups(name, int(match["groups"]), split)}
 
 
-def _wrn(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _wrn(match: re.Match[str], split: int) -> dict[str, Any]:
     """k' = int(max(k / sqrt(S) + 0.4, 1)); a part that stays as wide as the whole is no division."""
+    name = match[0]
     k = int(match["k"])
     divided = divided_widen_factor(k, split)
     if divided >= k:

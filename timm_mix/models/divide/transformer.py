@@ -25,7 +25,8 @@ _LIKELY = 0.7, 1.15  # parameters of the parts' blocks over the whole's; others 
 
 
 @remembered
-def _vit(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _vit(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
     whole = as_whole(name, VisionTransformer)
     block = whole.blocks[0]
     hidden = _hidden(name, block)
@@ -41,7 +42,8 @@ def _vit(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
 
 
 @remembered
-def _swin(name: str, split: int, match: re.Match[str]) -> dict[str, Any]:
+def _swin(match: re.Match[str], split: int) -> dict[str, Any]:
+    name = match[0]
     whole = as_whole(name, SwinTransformerV2 if match["v2"] else SwinTransformer)
     block = whole.layers[0].blocks[0]
     hidden = _hidden(name, block)
