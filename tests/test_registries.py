@@ -6,6 +6,7 @@ import timm
 import timm.loss
 import timm.task
 import torch
+from support.settings import cost_of
 from torch import nn
 
 import timm_mix
@@ -16,6 +17,7 @@ from timm_mix.functional.plan import MixPlan
 from timm_mix.mixers import MIXERS, Mixer
 from timm_mix.models.divide import DIVISIONS
 from timm_mix.tasks import MIX_BLOCKS, TASKS, Facts, MemberTask, MixingTask, Work
+from timm_mix.train.settings.config import Config
 
 B, K = 6, 5
 SMALL = {"depth": 10, "widen_factor": 1}
@@ -134,14 +136,10 @@ def test_a_task_trains_by_name():
 
 
 def test_a_task_is_described_and_counted_by_what_it_says():
-    from timm_mix.train.cost import predict_cost
-    from timm_mix.train.settings.config import Config
-
     timm_mix.register_task("noisy", NoisyTask)
     assert (METHODS["noisy"].title, METHODS["noisy"].about) == ("noisy", "Learns images with noise on them.")
-    config = Config(model="wrn16_2")
-    object.__setattr__(config, "task", "noisy")  # past the check of the name, which is the trainer's
-    assert predict_cost(config, num_classes=K, steps_per_epoch=3).relative_time == 1.5
+    config = Config.of(model="wrn16_2", task="noisy")
+    assert cost_of(config, num_classes=K, steps_per_epoch=3).relative_time == 1.5
 
 
 def test_a_task_that_calls_its_criterion_with_soft_labels_says_so_before_the_first_step():

@@ -1,6 +1,9 @@
 """train.py resumes a run exactly, repeats it by seed and keeps its best epoch."""
 
+from pathlib import Path
+
 import pytest
+import torch
 from script_runs import (
     TASKS,
     TRAIN,
@@ -93,3 +96,19 @@ def test_best_is_one_epoch_in_results_checkpoint_and_model(tops, best, run, reco
     assert best in (None, epochs - 1)  # of two equal epochs either may be the best, but only one
     assert_equal_tensors(recorded[epochs * (TRAIN // 8) - 1], saved["state_dict"])
     assert_equal_tensors(reloaded(tmp_path / "run").state_dict(), saved["state_dict"])
+
+
+OLD = Path(__file__).with_name("before_the_house.pt")
+
+
+def test_a_checkpoint_from_before_the_settings_had_parts_still_resumes(run, tmp_path):
+    """After 2 of 3 epochs on these very images by the trainer of commit 985f052 (train_scripts/trainkit)."""
+    small = ["backbone=resnet18", "layers=[1,1,1,1]", "channels=[4,4,8,8]", "members=2"]
+    flags = ["--task", "mixmo", "--model", "mixmo", "--model-kwargs", *small, "--mix", "prob=0.5", "--model-ema"]
+    flags += ["--clip-grad", "5", "--warmup-epochs", "1", "--seed", "7", "--epochs", "3", "--resume", str(OLD)]
+    results = run(*flags)
+    before = torch.load(OLD, weights_only=True)["progress"]["history"]
+    assert len(before) == 2
+    assert results["epochs"][:2] == before
+    assert [row["epoch"] for row in results["epochs"]] == [0, 1, 2]
+    assert checkpoint(tmp_path / "run")["progress"]["update"] == 12
