@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-oldest lint format timm-suite benchmark chaos hub-matrix weights-check clean
+.PHONY: demo test test-all test-oldest lint format timm-suite benchmark chaos hub-matrix weights-check clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed-%: pyproject.toml
@@ -18,8 +18,12 @@ $(VENV)/.installed-%: pyproject.toml
 demo: $(VENV)/.installed-demo
 	$(BIN)/python train_scripts/demo.py
 
+# What is marked slow is left out, and counted at the end.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not hub_matrix'
 
 $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON_OLDEST) -m venv $(OLDEST)
@@ -29,7 +33,7 @@ $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 
 # The suite with the oldest versions of everything (exact: tests/oldest.txt); tests of pushing skip, they need a newer client.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -n 2
+	$(OLDEST)/bin/python -m pytest -n 2 -m 'not gpu and not hub_matrix'
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
