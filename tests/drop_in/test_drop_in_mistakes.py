@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import timm.task
 import torch
 from drop_in_runs import NAMES, PLAIN, RUNS, SCRIPT, Run, write_digits
 
-from timm_mix.drop_in import DropInError, Order, Seat, main
+from timm_mix.drop_in import DropInError, Order, Seat, main, parse
+from timm_mix.mixers import MIXERS
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -163,3 +165,19 @@ def test_several_processes_say_it_once(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["--mixer", "mixup"])
     assert capsys.readouterr().err == ""
+
+
+def test_a_module_that_cannot_be_imported_is_one_line():
+    with pytest.raises(DropInError, match=r"cannot import 'no_such_methods' \(No module named 'no_such_methods'\)"):
+        parse(["--import", "no_such_methods", "--task", "mixmo", "train.py"])
+
+
+def test_methods_of_an_imported_module_are_known_by_name(tmp_path, monkeypatch):
+    (tmp_path / "own_mixers.py").write_text(
+        "from timm_mix import mixers\nmixers.register_mixer('own', type('Own', (mixers.Mixup,), {}))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with MIXERS.scoped():
+        order, script, rest = parse(["--import", "own_mixers", "--mixer", "own", "train.py", "--lr", "1"])
+        assert (order.mixer, script, rest) == ("own", "train.py", ["--lr", "1"])
+    sys.modules.pop("own_mixers")

@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 
 import yaml
 
-from timm_mix.drop_in.seat import DropInError, Order, Seat
+from timm_mix.drop_in.seat import DropInError, Order, Seat, one_line
 from timm_mix.mixers import MIXERS
+from timm_mix.own_methods import import_modules
 from timm_mix.tasks import TASKS
 
 __all__ = ["main", "parse", "run"]
@@ -71,6 +72,8 @@ def parse(argv: Sequence[str]) -> tuple[Order, str, list[str]]:
     """
     place = _place_of_script(argv)
     given = _parser().parse_args(argv[:place])
+    with one_line():
+        import_modules(given.imports)
     if given.task and given.mixer:
         raise DropInError("give --task or --mixer, not both")
     order = Order(given.task, given.mixer, _settings(given.mix))
@@ -82,7 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[Order, str, list[str]]:
 def _place_of_script(argv: Sequence[str]) -> int:
     """The first argument that is no flag, no flag's value and no setting."""
     for place, argument in enumerate(argv):
-        is_value = place > 0 and argv[place - 1] in ("--task", "--mixer")
+        is_value = place > 0 and argv[place - 1] in ("--task", "--mixer", "--import")
         if not (is_value or argument.startswith("-") or SETTING.match(argument)):
             return place
     return len(argv)
@@ -96,11 +99,19 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m timm_mix.drop_in",
-        usage="%(prog)s [--task NAME | --mixer NAME] [--mix KEY=VALUE ...] path/to/train.py [its arguments ...]",
+        usage="%(prog)s [--import MODULE] [--task NAME | --mixer NAME] [--mix KEY=VALUE ...] path/to/train.py [...]",
         description=__doc__,
         epilog=EPILOG.format(views=", ".join(name for name, task in TASKS.items() if task.facts.member_views)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of your own to import first: methods that it registers are known by name",
     )
     parser.add_argument("--task", metavar="NAME", help=f"a training task: {', '.join(TASKS)}")
     parser.add_argument("--mixer", metavar="NAME", help=f"a mixer of images and labels: {', '.join(MIXERS)}")

@@ -20,7 +20,7 @@ from timm_mix.tasks import TASKS, MixingTask, create_task, task_settings
 from timm_mix.tasks.mixer import MixerTask
 from timm_mix.views import Views, collate_views
 
-__all__ = ["DropInError", "Order", "Seat"]
+__all__ = ["DropInError", "Order", "Seat", "one_line"]
 
 TESTED = "1.0.31"
 # settings of the tasks and mixers that the script's own arguments decide
@@ -56,7 +56,7 @@ class Order:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        with _one_line():
+        with one_line():
             for name, registry in ((self.task, TASKS), (self.mixer, MIXERS)):
                 if name is not None:
                     registry.find(name)
@@ -70,7 +70,7 @@ class Order:
         if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
             raise DropInError(f"views must be an integer >= 1, got {views!r}")
         if self.mixer is not None:
-            with _one_line():
+            with one_line():
                 self.create_mixer(num_classes=2)  # a wrong setting is an error now, not after the data is read
 
     def _known(self) -> set[str]:
@@ -179,7 +179,7 @@ class Seat:
         num_classes = getattr(unwrap_model(model), "num_classes", None)
         if not isinstance(num_classes, int):
             raise DropInError(f"{self.order.name} needs a timm model with num_classes, got {type(model).__name__}")
-        with _one_line():
+        with one_line():
             if self.order.task is not None:
                 task = create_task(self.order.task, model, criterion, num_classes=num_classes, **common, **settings)
             else:
@@ -248,7 +248,7 @@ class Seat:
         if self.task is None or self.steps_per_epoch is None:
             return
         total = None if self.epochs is None else int(self.epochs) * self.steps_per_epoch
-        with _one_line():
+        with one_line():
             self.task.set_clock(total_steps=total, steps_per_epoch=self.steps_per_epoch)
         if total is not None and self.task.rank == 0:
             views = f", views of an image: {self.views}" if self.views > 1 else ""
@@ -331,7 +331,7 @@ def _refusal(message: str, original: Any) -> Any:
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def one_line() -> Iterator[None]:
     """What a task or mixer says to a wrong model or setting, as a DropInError."""
     try:
         yield

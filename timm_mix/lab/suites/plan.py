@@ -30,10 +30,9 @@ from timm_mix.places import shipped
 from timm_mix.tasks import task_settings
 from timm_mix.train.errors import UsageError, check_keys
 from timm_mix.train.settings.config import Config, load_recipe
-from timm_mix.train.settings.modules import import_modules
 from timm_mix.train.settings.recipes import recipe_names, recipes_folder
 from timm_mix.train.settings.task import PLAIN
-from timm_mix.train.settings.text import check_settings, read_yaml
+from timm_mix.train.settings.text import check_settings, import_own, read_yaml
 
 __all__ = ["SUITES", "Method", "Run", "Suite", "find_suite", "load_suite"]
 
@@ -167,7 +166,7 @@ def _methods(
         for more in (shared, own, over):
             settings = _merged(settings, more)
         settings = {key: value for key, value in settings.items() if key not in _OF_THE_HARNESS}
-        import_modules(settings.get("imports", ()))
+        import_own(settings.get("imports", ()))
         _check_together(f"{where} ({called})", settings)
         methods.append(Method(called, settings, baseline if baseline != called else None))
     return methods

@@ -13,13 +13,12 @@ from timm_mix.train.errors import UsageError
 from timm_mix.train.settings.augment import AugmentSettings
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
-from timm_mix.train.settings.modules import import_modules
 from timm_mix.train.settings.nested import Nested
 from timm_mix.train.settings.optimise import OptimiseSettings
 from timm_mix.train.settings.recipes import find_recipe
 from timm_mix.train.settings.run import RunSettings
 from timm_mix.train.settings.task import TaskSettings
-from timm_mix.train.settings.text import check_settings, parse_flags, read_yaml
+from timm_mix.train.settings.text import check_settings, import_own, parse_flags, read_yaml
 
 __all__ = ["Config", "load_recipe", "parse_config"]
 
@@ -100,5 +99,5 @@ def parse_config(argv: Sequence[str] | None = None, kind: type[Any] = Config, ab
     for name, value in flags.items():
         merges = typing.get_origin(kind.settings()[name].kind) is dict
         settings[name] = {**settings.get(name, {}), **value} if merges else value
-    import_modules(settings.get("imports", ()))
+    import_own(settings.get("imports", ()))
     return kind.of(**settings)

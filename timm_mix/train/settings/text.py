@@ -4,16 +4,17 @@ import argparse
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+from timm_mix.own_methods import import_modules
 from timm_mix.train.errors import UsageError, check_keys
 from timm_mix.train.settings.nested import Nested, Setting
 
-__all__ = ["Parser", "check_settings", "checked", "parse_flags", "parse_pairs", "read_yaml"]
+__all__ = ["Parser", "check_settings", "checked", "import_own", "parse_flags", "parse_pairs", "read_yaml"]
 
 
 class _OneOfEach(yaml.SafeLoader):
@@ -37,6 +38,14 @@ def read_yaml(what: str, path: str | Path) -> Any:
         raise UsageError(f"cannot read {what} {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{what} {path} is not valid yaml: {' '.join(str(error).split())}") from None
+
+
+def import_own(names: Iterable[str]) -> None:
+    """Import the modules that the user named; a failure is a UsageError."""
+    try:
+        import_modules(names)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def check_settings(where: str, content: Any, kind: type[Nested]) -> dict[str, Any]:
