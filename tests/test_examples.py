@@ -9,7 +9,10 @@ from support.examples import examples_of, failures_of, modules_of, names_without
 
 from timm_mix.mixers import MIXERS
 
-ROOMS = ("functional",)
+ROOMS = (
+    "functional",
+    "metrics",
+)
 MODULES = [name for room in ROOMS for name in modules_of(room)]
 
 
@@ -32,7 +35,7 @@ def test_the_examples_run_and_show_what_is_true(name):
 
 def test_the_rooms_hold_their_modules():
     assert len(MODULES) == len(set(MODULES))
-    assert {"timm_mix.functional", "timm_mix.functional.plan"} <= {*MODULES}
+    assert {"timm_mix.functional.plan", "timm_mix.metrics"} <= {*MODULES}
 
 
 TOY = '''
