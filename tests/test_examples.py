@@ -12,6 +12,7 @@ from timm_mix.mixers import MIXERS
 ROOMS = (
     "functional",
     "metrics",
+    "mixers",
 )
 MODULES = [name for room in ROOMS for name in modules_of(room)]
 
