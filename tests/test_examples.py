@@ -14,6 +14,7 @@ ROOMS = (
     "metrics",
     "mixers",
     "views",
+    "places",
 )
 MODULES = [name for room in ROOMS for name in modules_of(room)]
 
