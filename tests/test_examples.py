@@ -15,6 +15,7 @@ ROOMS = (
     "mixers",
     "views",
     "places",
+    "registry",
 )
 MODULES = [name for room in ROOMS for name in modules_of(room)]
 
