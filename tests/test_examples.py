@@ -16,6 +16,7 @@ ROOMS = (
     "views",
     "places",
     "registry",
+    "tasks",
 )
 MODULES = [name for room in ROOMS for name in modules_of(room)]
 
@@ -39,7 +40,7 @@ def test_the_examples_run_and_show_what_is_true(name):
 
 def test_the_rooms_hold_their_modules():
     assert len(MODULES) == len(set(MODULES))
-    assert {"timm_mix.functional.plan", "timm_mix.mixers._base", "timm_mix.views"} <= {*MODULES}
+    assert {"timm_mix.functional.plan", "timm_mix.mixers._base", "timm_mix.tasks.facts", "timm_mix.views"} <= {*MODULES}
 
 
 TOY = '''
