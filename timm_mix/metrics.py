@@ -38,7 +38,11 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of one predictor: top-1 and top-5 in per cent, NLL in nats per sample, over `count` samples."""
+    """Figures of one predictor: top-1 and top-5 in per cent, NLL in nats per sample, over `count` samples.
+
+    >>> Scores(top1=75.0, top5=100.0, nll=0.7, count=4)
+    Scores(top1=75.0, top5=100.0, nll=0.7, count=4)
+    """
 
     top1: float
     top5: float
@@ -50,6 +54,12 @@ class MemberMetrics:
     """Accumulate the scores of N members and of their ensemble.
 
     Shapes: update(members [B, N, K], ensemble [B, K], target [B] int64).
+
+    >>> members = torch.tensor([[[3.0, 0.0], [0.0, 3.0]], [[0.0, 3.0], [0.0, 3.0]]])  # of two samples, by two members
+    >>> metrics = MemberMetrics(2)
+    >>> metrics.update(members, members.mean(1), target=torch.tensor([0, 1]))
+    >>> {name: scores.top1 for name, scores in metrics.compute().items()}
+    {'member_0': 100.0, 'member_1': 50.0, 'ensemble': 100.0}
     """
 
     def __init__(self, num_members: int, device: torch.device | str = "cpu"):
@@ -60,6 +70,10 @@ class MemberMetrics:
 
     @torch.no_grad()
     def update(self, members: Tensor, ensemble: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Shapes: members [B, N, K] and ensemble [B, K], logits.   target [B] int64.
+        """
         logits = torch.cat([members, ensemble[:, None]], dim=1).float()  # [B, N + 1, K]
         labels = target[:, None, None].expand(-1, logits.shape[1], 1)
         nll = -F.log_softmax(logits, dim=-1).gather(2, labels)[..., 0]
@@ -91,7 +105,17 @@ class MemberMetrics:
 
 @torch.no_grad()
 def evaluate_members(model: Any, batches: Iterable, device: torch.device | str = "cpu") -> MemberMetrics:
-    """Evaluate a model over batches of (images, targets); a model without members counts as one member."""
+    """Evaluate a model over batches of (images, targets); a model without members counts as one member.
+
+    Args:
+        batches: of images [B, C, H, W] and target [B] int64, as a DataLoader gives them.
+
+    >>> import timm
+    >>> model = timm.create_model("mixmo_wrn16_2_m2", num_classes=5, depth=10)
+    >>> batches = [(torch.zeros(4, 3, 16, 16), torch.arange(4))]
+    >>> list(evaluate_members(model, batches).compute())
+    ['member_0', 'member_1', 'ensemble']
+    """
     members = getattr(model, "num_members", None)
     metrics = MemberMetrics(members or 1, device)
     model.eval()
@@ -112,6 +136,10 @@ class Bins:
     """Samples grouped by confidence, the groups without a sample left out.
 
     Shapes: all [b] float64: mean confidence, share of right predictions, number of samples.
+
+    >>> bins = calibration_bins(torch.tensor([0.9, 0.8, 0.3]), torch.tensor([1, 0, 0]), bins=2)
+    >>> bins.count, bins.accuracy
+    (tensor([1., 2.], dtype=torch.float64), tensor([0.0000, 0.5000], dtype=torch.float64))
     """
 
     confidence: Tensor
@@ -129,6 +157,10 @@ def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = 15, *, equ
     Raises:
         ValueError: bins < 1, or no sample.
     Reference: Guo et al., ICML 2017, arXiv:1706.04599; equal mass: Nguyen and O'Connor, EMNLP 2015, arXiv:1508.05154.
+
+    >>> bins = calibration_bins(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([0, 1, 1]), bins=2)
+    >>> bins.confidence, bins.accuracy
+    (tensor([0.2500, 0.8750], dtype=torch.float64), tensor([0., 1.], dtype=torch.float64))
     """
     if bins < 1:
         raise ValueError(f"bins must be >= 1, got {bins}")
@@ -148,7 +180,12 @@ def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = 15, *, equ
 
 
 def calibration_error(bins: Bins) -> float:
-    """ECE: the mean distance of accuracy and confidence over the bins, weighted by their samples; in [0, 1]."""
+    """ECE: the mean distance of accuracy and confidence over the bins, weighted by their samples; in [0, 1].
+
+    >>> sure, right = torch.full((4,), 0.75), torch.tensor([1, 1, 0, 0])
+    >>> calibration_error(calibration_bins(sure, right))
+    0.25
+    """
     return float(((bins.accuracy - bins.confidence).abs() * bins.count).sum() / bins.count.sum())
 
 
@@ -156,6 +193,9 @@ def brier_score(logits: Tensor, target: Tensor) -> float:
     """Mean over the samples of sum_k (p_k - [k = y])^2; in [0, 2] (Brier, 1950).
 
     Shapes: logits [n, K]; target [n] int64.
+
+    >>> brier_score(torch.zeros(1, 2), torch.tensor([0]))  # (1/2 - 1)^2 + (1/2)^2
+    0.5
     """
     gap = logits.double().softmax(-1)
     gap[torch.arange(len(target)), target] -= 1
@@ -170,6 +210,10 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     Shapes: logits [n, K]; target [n] int64.
     Raises:
         ValueError: no sample.
+
+    >>> logits = torch.tensor([[2.0, 0.0]] * 4)  # right three times in four, which takes logits of ln 3
+    >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 3)  # 2 / ln 3
+    1.82
     """
     _check_samples(len(logits), 1, "a temperature")
     z = logits.double()
@@ -207,6 +251,11 @@ def cross_fit_temperature(logits: Tensor, target: Tensor, *, seed: int = 0) -> t
     Raises:
         ValueError: fewer than two samples.
     Reference: Ashukha et al., ICLR 2020, arXiv:2002.06470.
+
+    >>> logits, target = torch.tensor([[2.0, 0.0]] * 8), torch.tensor([0, 0, 0, 1] * 2)
+    >>> scaled, (on_first, on_second) = cross_fit_temperature(logits, target)
+    >>> scaled.shape, scaled.dtype
+    (torch.Size([8, 2]), torch.float64)
     """
     _check_samples(len(logits), 2, "a temperature on one half and figures on the other")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(logits)))
@@ -229,6 +278,10 @@ def risk_coverage(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: no sample.
     Reference: Geifman, Uziel and El-Yaniv, ICLR 2019, arXiv:1805.08206.
+
+    >>> coverage, risk = risk_coverage(torch.tensor([0.9, 0.5, 0.7, 0.6]), torch.tensor([1, 0, 1, 1]))
+    >>> coverage.tolist(), risk.tolist()  # the least confident one is the one that is wrong
+    ([0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.0, 0.25])
     """
     _check_samples(len(confidence), 1, "a risk")
     _, group, count = (-confidence.double()).unique(return_inverse=True, return_counts=True)
@@ -246,6 +299,9 @@ class PairDiversity:
     ratio_error: samples that exactly one of them gets wrong, over samples that both get wrong; None without any of
         the latter.
     kl: (KL(p_i || p_j) + KL(p_j || p_i)) / 2 in nats, mean over the samples.
+
+    >>> PairDiversity(members=(0, 1), disagreement=0.25, ratio_error=2.0, kl=0.1).disagreement
+    0.25
     """
 
     members: tuple[int, int]
@@ -261,6 +317,11 @@ def pair_diversity(members: Tensor, target: Tensor) -> list[PairDiversity]:
     Raises:
         ValueError: no sample.
     Reference: ratio error d_re: Aksela, MCS 2003, as in MixMo, arXiv:2103.06132; it grows with diversity.
+
+    >>> members = torch.tensor([[[3.0, 0.0], [3.0, 0.0]], [[3.0, 0.0], [0.0, 3.0]]])  # they differ on the second sample
+    >>> (pair,) = pair_diversity(members, torch.tensor([1, 1]))
+    >>> pair.members, pair.disagreement, pair.ratio_error
+    ((0, 1), 0.5, 1.0)
     """
     _check_samples(len(members), 1, "diversity")
     predicted = members.argmax(-1)

@@ -8,7 +8,12 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def checkout() -> Path | None:
-    """The root of the checkout that this package lies in; None where it is installed."""
+    """The root of the checkout that this package lies in; None where it is installed.
+
+    >>> root = checkout()
+    >>> root is None or (root / "timm_mix") == PACKAGE
+    True
+    """
     root = PACKAGE.parent
     return root if (root / "model_cards").is_dir() and (root / "train_scripts").is_dir() else None
 

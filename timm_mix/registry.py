@@ -18,6 +18,19 @@ class Registry(Mapping[str, T]):
     Args:
         kind: what an entry is, for the messages: `task`, `mixer`, ...
         check: (name, entry) -> None; raises ValueError where an entry lacks what is needed.
+
+    >>> def check(name, entry):
+    ...     if not callable(entry):
+    ...         raise ValueError(f"colour {name!r} must be callable, got {entry!r}")
+    >>> colours = Registry("colour", check)
+    >>> @colours.register("grey")
+    ... def grey(level):
+    ...     return [level] * 3
+    >>> list(colours), colours.find("grey")(7)
+    (['grey'], [7, 7, 7])
+    >>> colours.find("gray")
+    Traceback (most recent call last):
+    ValueError: colour must be one of grey, got 'gray'; did you mean grey?
     """
 
     def __init__(self, kind: str, check: Callable[[str, Any], None]):
@@ -76,6 +89,14 @@ def one_of(what: str, given: Any, known: Any) -> Any:
 
     Raises:
         ValueError: it is none of them.
+    Args:
+        what: what the names are, for the message.
+
+    >>> one_of("block", "cut", ("linear", "cut"))
+    'cut'
+    >>> one_of("block", "cutt", ("linear", "cut"))
+    Traceback (most recent call last):
+    ValueError: block must be one of linear, cut, got 'cutt'; did you mean cut?
     """
     names = list(known)
     if isinstance(given, str) and given in names:
@@ -92,6 +113,11 @@ def check_takes(what: str, function: Any, wanted: str, *args: Any, **kwargs: Any
         wanted: how it is called, for the message.
     Raises:
         ValueError: it cannot.
+
+    >>> check_takes("fill", lambda kappa, shape: kappa, "(kappa, shape)", None, None)
+    >>> check_takes("draw", lambda kappa: kappa, "(kappa, rng=)", None, rng=None)
+    Traceback (most recent call last):
+    ValueError: draw must take (kappa, rng=), got <function <lambda> at ...>: got an unexpected keyword argument 'rng'
     """
     try:
         inspect.signature(function).bind_partial(*args, **kwargs)

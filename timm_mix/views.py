@@ -100,6 +100,9 @@ class Place(NamedTuple):
 
     sample: its index in the dataset.   position: in the order of the epoch, over all processes.
     copy: which of its `repeats`.
+
+    >>> Place(sample=7, position=0, copy=1)
+    Place(sample=7, position=0, copy=1)
     """
 
     sample: int
@@ -129,6 +132,10 @@ class EpochBatchSampler(Sampler[list[Any]]):
     Raises:
         ValueError: a setting is out of range, batch_size is not a multiple of repeats, or drop_last leaves no batch.
     Reference: Hoffer et al., "Augment your batch", CVPR 2020, arXiv:1901.09335; b in Rame et al., arXiv:2103.06132.
+
+    >>> sampler = EpochBatchSampler(5, batch_size=4, repeats=2, shuffle=False)
+    >>> list(sampler)  # the fifth image is left to another epoch's order
+    [[0, 1, 0, 1], [2, 3, 2, 3]]
     """
 
     def __init__(

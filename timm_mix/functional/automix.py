@@ -41,6 +41,9 @@ class AutoMixPlan:
     partners_mb, partners_bb: [B] int64, rows of the batch.
     adjust: whether the backbone's masks are rescaled towards lam_bb.
     switched_off: whether the Mix Block's classification loss is constant in this step.
+
+    >>> AutoMixPlan(0.3, 0.6, np.array([1, 0]), np.array([0, 1]), adjust=False, switched_off=False).lam_bb
+    0.6
     """
 
     lam_mb: float
@@ -66,6 +69,10 @@ def plan_automix(
         switch_off: probability that the Mix Block learns from the mask loss alone.
     Raises:
         ValueError: alpha <= 0, a probability outside [0, 1].
+
+    >>> plan = plan_automix(5, rng=np.random.default_rng(0), mask_adjust=1.0)
+    >>> sorted(plan.partners_mb.tolist()), plan.adjust, plan.switched_off
+    ([0, 1, 2, 3, 4], True, False)
     """
     check_positive("alpha", alpha)
     check_probability("mask_adjust", mask_adjust)
@@ -77,7 +84,11 @@ def plan_automix(
 
 
 def checked_mode(mode: str) -> str:
-    """The mode of upsampling. Raises: ValueError: another than 'nearest' or 'bilinear'."""
+    """The mode of upsampling. Raises: ValueError: another than 'nearest' or 'bilinear'.
+
+    >>> checked_mode("bilinear")
+    'bilinear'
+    """
     if mode not in ("nearest", "bilinear"):
         raise ValueError(f"upsampling must be nearest or bilinear, got {mode!r}")
     return mode
@@ -92,6 +103,11 @@ def attention_masks(query: Tensor, key: Tensor, value: Tensor, size: tuple[int, 
         size: (H, W) of the images.   returns [B, 2, 1, H, W], of the sample and its partner; sums to 1 over dim 1.
     Raises:
         ValueError: a mode other than 'nearest' or 'bilinear'.
+
+    >>> maps = torch.zeros(5, 3, 2, 4)
+    >>> masks = attention_masks(maps, maps, maps[:, :1], size=(8, 16))  # a value of 0 shows half of either image
+    >>> masks.shape, masks.unique().tolist()
+    (torch.Size([5, 2, 1, 8, 16]), [0.5])
     """
     checked_mode(mode)
     height, width = query.shape[2:]
@@ -105,7 +121,11 @@ def attention_masks(query: Tensor, key: Tensor, value: Tensor, size: tuple[int, 
 
 
 def constant_masks(lam: float, like: Tensor) -> Tensor:
-    """Masks that share every place as lam and 1 - lam: mixup. Shapes: as `like`, [B, 2, 1, H, W]."""
+    """Masks that share every place as lam and 1 - lam: mixup. Shapes: as `like`, [B, 2, 1, H, W].
+
+    >>> constant_masks(0.75, torch.zeros(1, 2, 1, 8, 8))[0, :, 0, 0, 0]
+    tensor([0.7500, 0.2500])
+    """
     ratios = torch.tensor([lam, 1 - lam]).to(like, non_blocking=True)
     return ratios.view(1, 2, 1, 1, 1).expand_as(like)
 
@@ -117,6 +137,10 @@ def adjust_masks(masks: Tensor, lam: float) -> Tensor:
     other one takes what is left. The published code takes the ratio of the Mix Block's pass here.
 
     Shapes: masks [B, 2, 1, H, W].   returns the same.
+
+    >>> masks = torch.tensor([0.8, 0.2]).view(1, 2, 1, 1, 1)
+    >>> adjust_masks(masks, 0.5).flatten(), adjust_masks(masks, 0.9).flatten()
+    (tensor([0.5000, 0.5000]), tensor([0.9000, 0.1000]))
     """
     mean = masks.mean((2, 3, 4), keepdim=True)
     lams = torch.tensor([lam, 1 - lam]).to(masks, non_blocking=True).view(1, 2, 1, 1, 1)
@@ -127,7 +151,15 @@ def adjust_masks(masks: Tensor, lam: float) -> Tensor:
 
 
 def mix_pairs(images: Tensor, partners: Tensor, masks: Tensor) -> Tensor:
-    """x mask_0 + x[partners] mask_1. Shapes: images [B, C, H, W]; partners [B] int64; masks [B, 2, 1, H, W]."""
+    """x mask_0 + x[partners] mask_1.
+
+    Shapes: images [B, C, H, W].   partners [B] int64.   masks [B, 2, 1, H, W].   returns [B, C, H, W].
+
+    >>> images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    >>> masks = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1, 1).expand(2, -1, -1, -1, -1)
+    >>> mix_pairs(images, torch.tensor([1, 0]), masks).flatten()
+    tensor([0.2500, 0.7500])
+    """
     return images * masks[:, 0] + images[partners] * masks[:, 1]
 
 
@@ -137,6 +169,10 @@ def mask_loss(masks: Tensor, lam: float, variance: bool = False) -> Tensor:
     Args:
         variance: also rewards masks that decide: - 2 mean((mask_1 - mean)^2) over the whole batch (SAMix).
     Shapes: masks [B, 2, 1, H, W].   returns a scalar.
+
+    >>> masks = torch.tensor([0.5, 0.5]).view(1, 2, 1, 1, 1).expand(3, -1, -1, 8, 8)
+    >>> [round(float(mask_loss(masks, lam)), 4) for lam in (0.5, 0.6, 0.9)]  # up to 0.1 is free
+    [0.0, 0.0, 0.3]
     """
     shown = masks[:, 1]
     loss = ((1 - shown.mean() - lam).abs() - MARGIN).clamp(min=0)
@@ -148,6 +184,9 @@ def embedded_lam(lam: float, k: float) -> float:
 
     Raises:
         ValueError: k = -1/3, where the formula divides by zero.
+
+    >>> [round(embedded_lam(lam, 0.25), 4) for lam in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.3571, 0.5, 1.0]
     """
     if k == -1:
         return lam
@@ -161,6 +200,9 @@ def momentum_at(progress: float, base: float = 0.999, end: float = 0.999999, war
     """Momentum of the copy: `base` for the first `warmup` of the training, then a cosine towards `end`.
 
     m = end - (end - base) (cos(pi progress) + 1) / 2, with progress = iteration / iterations.
+
+    >>> momentum_at(0.05), round(momentum_at(0.5), 4), momentum_at(1.0)
+    (0.999, 0.9995, 0.999999)
     """
     if progress < warmup:
         return base
@@ -168,7 +210,11 @@ def momentum_at(progress: float, base: float = 0.999, end: float = 0.999999, war
 
 
 def mask_loss_weight(progress: float, weight: float = 0.1, decay: bool = False) -> float:
-    """Weight of the mask loss: constant, or with `decay` a half cosine to 0 over the training."""
+    """Weight of the mask loss: constant, or with `decay` a half cosine to 0 over the training.
+
+    >>> mask_loss_weight(0.5), mask_loss_weight(0.5, decay=True), mask_loss_weight(1.0, decay=True)
+    (0.1, 0.05, 0.0)
+    """
     return weight * (math.cos(math.pi * progress) + 1) / 2 if decay else weight
 
 

@@ -35,6 +35,12 @@ class Block:
         draw: (kappa [B], (C', h, w), rng=) -> the numbers per sample, drawn on the CPU, that `fill` takes in the place
             of kappa. None: the region is noise, drawn on the device.
         binary: every place is one member's alone.
+
+    >>> def left(kappa, shape, generator):
+    ...     # role 0 takes the left half
+    ...     return (torch.arange(shape[3]) < shape[3] // 2).expand(shape[0], 1, *shape[2:])
+    >>> BLOCKS.register("left", Block(left, binary=True)).binary
+    True
     """
 
     fill: Callable[[Tensor, Shape, Generator], Tensor] | None = None

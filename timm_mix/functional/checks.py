@@ -22,39 +22,79 @@ __all__ = [
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a Python int or float, NaN and infinity included."""
+    """Whether it is a Python int or float, NaN and infinity included.
+
+    >>> [is_number(value) for value in (3, 0.5, True, "3", None)]
+    [True, True, False, False, False]
+    """
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_positive(name: str, value: Any) -> None:
-    """0 < value < infinity."""
+    """0 < value < infinity.
+
+    >>> check_positive("alpha", 0.2)
+    >>> check_positive("alpha", 0)
+    Traceback (most recent call last):
+    ValueError: alpha must be > 0 and finite, got 0
+    """
     _check(is_number(value) and 0 < value < math.inf, name, value, "> 0 and finite")
 
 
 def check_not_negative(name: str, value: Any) -> None:
-    """0 <= value < infinity."""
+    """0 <= value < infinity.
+
+    >>> check_not_negative("weight", 0)
+    >>> check_not_negative("weight", -0.5)
+    Traceback (most recent call last):
+    ValueError: weight must be >= 0 and finite, got -0.5
+    """
     _check(is_number(value) and 0 <= value < math.inf, name, value, ">= 0 and finite")
 
 
 def check_probability(name: str, value: Any) -> None:
-    """0 <= value <= 1."""
+    """0 <= value <= 1.
+
+    >>> check_probability("prob", 1)
+    >>> check_probability("prob", True)
+    Traceback (most recent call last):
+    ValueError: prob must be in [0, 1], got True
+    """
     _check(is_number(value) and 0 <= value <= 1, name, value, "in [0, 1]")
 
 
 def check_share(name: str, value: Any) -> None:
-    """0 < value <= 1."""
+    """0 < value <= 1.
+
+    >>> check_share("share", 1)
+    >>> check_share("share", 0.0)
+    Traceback (most recent call last):
+    ValueError: share must be in (0, 1], got 0.0
+    """
     _check(is_number(value) and 0 < value <= 1, name, value, "in (0, 1]")
 
 
 def check_count(name: str, value: Any, least: int = 1, *, optional: bool = False) -> None:
-    """An integer >= least; with `optional` None is one, too."""
+    """An integer >= least; with `optional` None is one, too.
+
+    >>> check_count("epochs", None, optional=True)
+    >>> check_count("epochs", 2.5)
+    Traceback (most recent call last):
+    ValueError: epochs must be an integer >= 1, got 2.5
+    """
     good = isinstance(value, int) and not isinstance(value, bool) and value >= least
     wanted = f"an integer >= {least}" + " (or None)" * optional
     _check(good or (optional and value is None), name, value, wanted)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """One of the names; of a mapping, one of its keys."""
+    """One of the names; of a mapping, one of its keys.
+
+    >>> check_choice("mode", "pair", ("batch", "pair"))
+    >>> check_choice("mode", "row", ("batch", "pair"))
+    Traceback (most recent call last):
+    ValueError: mode must be one of batch, pair, got 'row'
+    """
     names = list(choices)
     _check(value in names, name, value, f"one of {', '.join(names)}")
 

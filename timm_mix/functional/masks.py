@@ -39,25 +39,44 @@ def linear_masks(ratios: Tensor, size: tuple[int, int]) -> Tensor:
     """Constant masks: every place is shared in the same proportion (Linear-MixMo; mixup for two members).
 
     Shapes: ratios [B, M], sums to 1.   returns [B, M, 1, h, w], a view that must not be written to.
+
+    >>> masks = linear_masks(torch.tensor([[0.25, 0.75]]), (4, 6))
+    >>> masks.shape, masks[0, :, 0, 0, 0].tolist()
+    (torch.Size([1, 2, 1, 4, 6]), [0.25, 0.75])
     """
     return ratios[:, :, None, None, None].expand(-1, -1, 1, *size)
 
 
 def channel(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Bernoulli(kappa) per channel: whole feature maps change hands."""
+    """Bernoulli(kappa) per channel: whole feature maps change hands.
+
+    >>> region = channel(torch.tensor([0.0, 1.0]), (2, 3, 4, 4), torch.Generator().manual_seed(0))
+    >>> region.shape, region.flatten(1).tolist()  # kappa 0 keeps no channel, kappa 1 all
+    (torch.Size([2, 3, 1, 1]), [[False, False, False], [True, True, True]])
+    """
     drawn = torch.rand(shape[0], shape[1], 1, 1, generator=generator, device=kappa.device)
     return drawn < kappa[:, None, None, None]
 
 
 def noise(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Uniform noise per channel and place, squeezed towards kappa; its mean is .25 + .5 kappa, as published."""
+    """Uniform noise per channel and place, squeezed towards kappa; its mean is .25 + .5 kappa, as published.
+
+    >>> region = noise(torch.tensor([0.5]), (1, 3, 32, 32), torch.Generator().manual_seed(0))
+    >>> region.shape, round(float(region.mean()), 1)
+    (torch.Size([1, 3, 32, 32]), 0.5)
+    """
     u = torch.rand(shape, generator=generator, device=kappa.device).sub_(0.5)
     k = kappa[:, None, None, None]
     return u.addcmul_(u.abs(), 1 - 2 * k).add_(k)  # 2 k min(u, 0) + 2 (1 - k) max(u, 0) + k
 
 
 def patchup_hard(kappa: Tensor, shape: Shape, generator: torch.Generator, channels: int | None = None) -> Tensor:
-    """Blocks of 7x7 around Bernoulli centres (Faramarzi et al., arXiv:2006.07794), drawn per channel and place."""
+    """Blocks of 7x7 around Bernoulli centres (Faramarzi et al., arXiv:2006.07794), drawn per channel and place.
+
+    >>> region = patchup_hard(torch.tensor([0.5]), (1, 3, 16, 16), torch.Generator().manual_seed(0))
+    >>> region.shape, region.dtype
+    (torch.Size([1, 3, 16, 16]), torch.bool)
+    """
     width = shape[3]
     rarity = width**2 / (PATCH**2 * max(width - PATCH + 1, 1) ** 2)
     size = (shape[0], channels or shape[1], *shape[2:])
@@ -66,12 +85,21 @@ def patchup_hard(kappa: Tensor, shape: Shape, generator: torch.Generator, channe
 
 
 def patchup_hard_2d(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
-    """PatchUp's blocks, drawn once for all channels."""
+    """PatchUp's blocks, drawn once for all channels.
+
+    >>> patchup_hard_2d(torch.tensor([0.5]), (1, 3, 16, 16), torch.Generator().manual_seed(0)).shape
+    torch.Size([1, 1, 16, 16])
+    """
     return patchup_hard(kappa, shape, generator, channels=1)
 
 
 def patchup_soft(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Ones in PatchUp's blocks, kappa elsewhere."""
+    """Ones in PatchUp's blocks, kappa elsewhere.
+
+    >>> region = patchup_soft(torch.tensor([0.25]), (1, 3, 16, 16), torch.Generator().manual_seed(0))
+    >>> region.unique().tolist()
+    [0.25, 1.0]
+    """
     return torch.maximum(patchup_hard(kappa, shape, generator), kappa[:, None, None, None])
 
 
@@ -80,6 +108,10 @@ def cow(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
 
     p ~ U(.2, .8) is the share below the threshold, sigma is log-uniform in [4, 16], the blur pads with zeros and has
     97 taps. One mask for all channels.
+
+    >>> region = cow(torch.tensor([0.5, 0.5]), (2, 3, 16, 24), torch.Generator().manual_seed(0))
+    >>> region.shape, region.dtype
+    (torch.Size([2, 1, 16, 24]), torch.bool)
     """
     batch, _, height, width = shape
     drawn = torch.rand(2, batch, 1, 1, generator=generator, device=kappa.device)
@@ -93,7 +125,12 @@ def cow(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
 
 
 def fmix(kappa: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
-    """Low-frequency Fourier noise, the largest kappa of it (Harris et al., arXiv:2002.12047; decay 3)."""
+    """Low-frequency Fourier noise, the largest kappa of it (Harris et al., arXiv:2002.12047; decay 3).
+
+    >>> region = fmix(torch.tensor([0.0, 0.25]), (2, 3, 8, 8), torch.Generator().manual_seed(0))
+    >>> region.shape, region.sum((1, 2, 3)).tolist()  # of 64 places
+    (torch.Size([2, 1, 8, 8]), [0, 16])
+    """
     batch, _, height, width = shape
     rows = torch.fft.fftfreq(height, device=kappa.device)[:, None]
     cols = torch.fft.rfftfreq(width, device=kappa.device)[None]
@@ -165,6 +202,12 @@ def check_masks(masks: Tensor, members: int, encoded: Tensor) -> None:
     Shapes: masks [B|1, M, 1|C', h, w].   encoded [B, C', h, w].
     Raises:
         ValueError: no floating-point tensor, another device, another shape.
+
+    >>> encoded = torch.zeros(5, 3, 4, 6)
+    >>> check_masks(torch.full((5, 2, 1, 4, 6), 0.5), 2, encoded)
+    >>> check_masks(torch.full((5, 2, 1, 6, 4), 0.5), 2, encoded)
+    Traceback (most recent call last):
+    ValueError: masks must be [5 or 1, 2, 1 or 3, 4, 6] (batch, members, ...), got [5, 2, 1, 6, 4]; ...
     """
     if not isinstance(masks, Tensor) or not masks.is_floating_point():
         given = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
@@ -187,6 +230,11 @@ def check_shares(masks: Tensor) -> None:
 
     Raises:
         ValueError: a negative share, or a place whose shares do not sum to 1.
+
+    >>> check_shares(torch.full((5, 2, 1, 4, 6), 0.5))
+    >>> check_shares(torch.full((5, 2, 1, 4, 6), 0.75))
+    Traceback (most recent call last):
+    ValueError: masks must sum to 1 over the members (dim 1) at every place, got a sum 0.5 off
     """
     if masks.device.type != "cpu" or masks.numel() == 0:
         return

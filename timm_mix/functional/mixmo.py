@@ -35,6 +35,10 @@ class MixMoPlan:
         areas: [B, R] float64, the area that each region aims at, of what the regions before it left.
         seed: of the generator that draws the noise on the device.
         shape: (C', h, w), the stem's output, where masks live.
+
+    >>> plan = plan_mixmo(5, 2, (3, 7, 11), rng=np.random.default_rng(0))
+    >>> plan.family, plan.images.shape, plan.regions[0].shape
+    ('cut', (5, 2), (5, 4))
     """
 
     images: np.ndarray
@@ -79,6 +83,10 @@ def plan_mixmo(
             that is not binary.
     Reference: arXiv:2103.06132; batch of roles shuffled as in its published code.
     Departs from it: every family takes any number of members.
+
+    >>> plan = plan_mixmo(5, 2, (3, 7, 11), rng=np.random.default_rng(0), block="linear", equal=True)  # MIMO
+    >>> plan.kappa[0], sorted(plan.images[:, 1].tolist())
+    (array([0.5, 0.5]), [0, 1, 2, 3, 4])
     """
     _check_settings(members, block, prob, alpha, repetition, partition)
     family = block if block != LINEAR and rng.random() < prob else LINEAR
@@ -101,6 +109,10 @@ def member_masks(plan: MixMoPlan, device: torch.device | str = "cpu") -> tuple[T
 
     Shapes: returns masks [B, M, 1 or C', h, w] float32, by member, summing to 1 over the members; and ratios [B, M]
         float32, the share that each member really gets, the mean of its mask.
+
+    >>> masks, ratios = member_masks(plan_mixmo(5, 2, (3, 7, 11), rng=np.random.default_rng(0)))
+    >>> masks.shape, ratios.shape, bool((masks.sum(1) == 1).all())
+    (torch.Size([5, 2, 1, 7, 11]), torch.Size([5, 2]), True)
     """
     batch, members = plan.kappa.shape
     count = plan.areas.shape[1]
@@ -137,6 +149,10 @@ def member_weights(ratios: Tensor, r: float) -> Tensor:
     Shapes: ratios [B, M].   returns [B, M].
     Raises:
         ValueError: r < 1.
+
+    >>> ratios = torch.tensor([[0.2, 0.8]])
+    >>> [[round(w, 3) for w in member_weights(ratios, r)[0].tolist()] for r in (1, 3, float("inf"))]
+    [[0.4, 1.6], [0.773, 1.227], [1.0, 1.0]]
     """
     if not is_number(r) or not r >= 1:
         raise ValueError(f"r must be >= 1 (or math.inf), got {r!r}")
@@ -148,6 +164,9 @@ def binary_probability(progress: float, prob: float, until: float = BINARY_UNTIL
     """Probability of the binary block at `progress` in [0, 1]: `prob`, then linear to 0 over the last twelfth.
 
     Reference: published code of arXiv:2103.06132, where progress is epoch / epochs, counted from 1.
+
+    >>> [round(binary_probability(progress, 0.5), 2) for progress in (0.0, 0.9, 23 / 24, 1.0)]
+    [0.5, 0.5, 0.25, 0.0]
     """
     if progress < until:
         return prob

@@ -30,6 +30,10 @@ class MsdaPlan:
         boxes: [B * M, 4] int64 (top, bottom, left, right) in pixels, inside which the image itself is kept; None for
             mixup.
         size: (H, W) of the images.
+
+    >>> plan = plan_msda(5, 2, (7, 11), rng=np.random.default_rng(0), prob=0)  # nothing is mixed
+    >>> plan.boxes[0].tolist(), plan.lam[0].tolist()
+    ([0, 7, 0, 11], [1.0, 1.0])
     """
 
     partners: np.ndarray
@@ -52,6 +56,10 @@ def plan_msda(
 
     Raises:
         ValueError: an unknown method, alpha <= 0, prob outside [0, 1].
+
+    >>> plan = plan_msda(5, 2, (7, 11), rng=np.random.default_rng(0), prob=1.0)
+    >>> plan.partners.shape, plan.lam.shape, plan.boxes.shape
+    ((5, 2), (5, 2), (10, 4))
     """
     check_choice("msda", method, METHODS)
     check_positive("msda_alpha", alpha)
@@ -67,7 +75,12 @@ def plan_msda(
 
 
 def kept_pixels(plan: MsdaPlan, device: torch.device | str = "cpu") -> Tensor:
-    """How much of each pixel is the image's own: [B, M, 1, H, W] float32."""
+    """How much of each pixel is the image's own: [B, M, 1, H, W] float32.
+
+    >>> plan = MsdaPlan(np.array([[1], [0]]), np.array([[0.5], [1.0]]), np.array([[0, 2, 0, 1], [0, 2, 0, 2]]), (2, 2))
+    >>> kept_pixels(plan).flatten(1).tolist()  # the left half of the first image, the whole of the second
+    [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
+    """
     batch, members = plan.lam.shape
     if plan.boxes is None:
         lam = torch.from_numpy(plan.lam).to(device, torch.float32, non_blocking=True)
@@ -85,6 +98,12 @@ def kept_labels(keep: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
     Shapes: keep [B, M, 1, H, W].   masks [B|1, M, 1|C', h, w].   returns keep [B, M, 1, H, W] after the swap and
         lam [B, M].
+
+    >>> keep = torch.tensor([1.0, 0, 0, 0]).expand(1, 2, 1, 1, 4)  # both members: a quarter of the image is its own
+    >>> masks = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]]).view(1, 2, 1, 1, 4)  # each sees one half
+    >>> kept, lam = kept_labels(keep, masks)
+    >>> lam.round(decimals=3), kept[0, 1].flatten()  # the second sees none of its own: the roles are swapped
+    (tensor([[0.5000, 1.0000]]), tensor([0., 1., 1., 1.]))
     """
     if masks.shape[1] == 1:
         return keep, keep.mean((2, 3, 4))

@@ -29,6 +29,9 @@ class MixPlan:
         boxes: [B, 4] int64 (top, bottom, left, right), half-open, in pixels, where the partner shows; None shares every
             pixel as lam and 1 - lam.
         resized: the whole partner, resized, fills the box; otherwise what the partner has at that place.
+
+    >>> MixPlan(partner=np.array([1, 0]), lam=np.array([0.75, 0.75]))  # three quarters of every pixel are its own
+    MixPlan(partner=array([1, 0]), lam=array([0.75, 0.75]), boxes=None, resized=False)
     """
 
     partner: np.ndarray
@@ -47,6 +50,10 @@ def plan_mixup(
         mode: one draw per `batch`, per `pair` (i, B - 1 - i) or per `elem`, a sample.
     Raises:
         ValueError: alpha <= 0, prob outside [0, 1], an unknown mode.
+
+    >>> plan = plan_mixup(5, rng=np.random.default_rng(0), mode="elem")
+    >>> plan.partner, plan.lam.shape
+    (array([4, 3, 2, 1, 0]), (5,))
     """
     return MixPlan(_partners(batch), _draw_lam(batch, alpha, prob, mode, rng))
 
@@ -66,6 +73,13 @@ def plan_cutmix(
 
     Args:
         size: (H, W) of the images. The others as in plan_mixup.
+    Raises:
+        ValueError: as plan_mixup does.
+
+    >>> plan = plan_cutmix(5, (32, 48), rng=np.random.default_rng(0))
+    >>> top, bottom, left, right = plan.boxes[0]
+    >>> bool(plan.lam[0] == 1 - (bottom - top) * (right - left) / (32 * 48))
+    True
     """
     drawn = _draw_lam(batch, alpha, prob, mode, rng)
     boxes = boxes_at([_per(mode, rng.integers(n, size=batch)) for n in size], 1 - drawn, size)
@@ -87,6 +101,10 @@ def plan_resizemix(
         scope: of tau (paper: .1 to .8). The others as in plan_cutmix.
     Raises:
         ValueError: a scope that is not 0 < low <= high <= 1, and what plan_mixup raises.
+
+    >>> plan = plan_resizemix(5, (32, 48), rng=np.random.default_rng(0), scope=(0.5, 0.5))
+    >>> plan.lam.tolist(), plan.resized
+    ([0.75, 0.75, 0.75, 0.75, 0.75], True)
     """
     low, high = scope
     if not 0 < low <= high <= 1:
@@ -108,6 +126,10 @@ def apply_mix(images: Tensor, plan: MixPlan) -> Tensor:
     Shapes: images [B, C, H, W], floating point.   returns the same, a new tensor.
     Raises:
         ValueError: another batch size than the plan's.
+
+    >>> plan = MixPlan(np.array([1, 0]), np.array([0.75, 0.75]))
+    >>> apply_mix(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), plan).flatten()
+    tensor([0.2500, 0.7500])
     """
     if len(images) != len(plan.partner):
         raise ValueError(f"the plan is for {len(plan.partner)} images, got {len(images)}; draw one for each batch")
@@ -132,6 +154,11 @@ def mix_targets(targets: Tensor, plan: MixPlan, num_classes: int, label_smoothin
     Shapes: targets [B] int64 or [B, K].   returns [B, K] float32; rows sum to 1 if the given ones do.
     Raises:
         ValueError: targets of another shape.
+
+    >>> plan = MixPlan(np.array([1, 0]), np.array([0.75, 0.75]))
+    >>> mix_targets(torch.tensor([0, 2]), plan, num_classes=3)
+    tensor([[0.7500, 0.0000, 0.2500],
+            [0.2500, 0.0000, 0.7500]])
     """
     soft = targets.ndim == 2 and targets.shape[1] == num_classes
     if len(targets) != len(plan.partner) or not (soft or (targets.ndim == 1 and not targets.is_floating_point())):

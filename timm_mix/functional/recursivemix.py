@@ -26,6 +26,9 @@ class RecursiveMixPlan:
 
     box: (top, bottom, left, right), half-open, in pixels; what lies inside comes from the history.
     lam: weight of the sample itself, 1 - area of the box / area of the image; 1 where the box is empty.
+
+    >>> RecursiveMixPlan((0, 4, 0, 4), lam=0.75)  # a quarter of an image of 8 x 8
+    RecursiveMixPlan(box=(0, 4, 0, 4), lam=0.75)
     """
 
     box: tuple[int, int, int, int]
@@ -40,6 +43,11 @@ def plan_recursivemix(size: tuple[int, int], alpha: float = 0.5, *, rng: np.rand
         alpha: largest share of the area that the box aims at.
     Raises:
         ValueError: alpha outside (0, 1], an image without area.
+
+    >>> plan = plan_recursivemix((32, 48), rng=np.random.default_rng(0))
+    >>> top, bottom, left, right = plan.box
+    >>> plan.lam == 1 - (bottom - top) * (right - left) / (32 * 48), plan.lam >= 0.5
+    (True, True)
     """
     check_share("alpha", alpha)
     if len(size) != 2 or min(size) < 1:
@@ -57,6 +65,11 @@ def paste_history(images: Tensor, old: Tensor, plan: RecursiveMixPlan, mode: str
     Shapes: images [B, C, H, W].   old [B', C, H', W'].   returns [B, C, H, W], a copy.
     Raises:
         ValueError: a mode other than 'nearest' or 'bilinear'; a history of other channels.
+
+    >>> plan = RecursiveMixPlan((0, 1, 0, 2), lam=0.75)
+    >>> paste_history(torch.zeros(1, 1, 2, 4), torch.ones(1, 1, 2, 4), plan)[0, 0]
+    tensor([[1., 1., 0., 0.],
+            [0., 0., 0., 0.]])
     """
     check_choice("resize", mode, MODES)
     if old.shape[1] != images.shape[1]:
@@ -75,6 +88,11 @@ def recursive_targets(targets: Tensor, old: Tensor, plan: RecursiveMixPlan) -> T
     """y = lam y + (1 - lam) y_old, row by row; rows without history keep theirs.
 
     Shapes: targets [B, K], soft.   old [B', K].   returns [B, K].
+
+    >>> plan = RecursiveMixPlan((0, 4, 0, 4), lam=0.75)
+    >>> recursive_targets(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), plan)
+    tensor([[0.7500, 0.2500],
+            [1.0000, 0.0000]])
     """
     count = min(len(targets), len(old))
     mixed = plan.lam * targets[:count] + (1 - plan.lam) * old[:count].to(targets.dtype)
@@ -88,6 +106,11 @@ def region_consistency(region: Tensor, old: Tensor, plan: RecursiveMixPlan, batc
 
     Shapes: region [B', K], logits of the features under the box.   old [B', K], detached.   batch: B, which the mean
         is over; rows without history count as 0.   returns a scalar.
+
+    >>> plan = RecursiveMixPlan((0, 4, 0, 4), lam=0.75)
+    >>> alike = torch.zeros(5, 4)  # (1 - lam) ln 4
+    >>> round(float(region_consistency(alike, alike, plan, batch=5)), 4)
+    0.3466
     """
     wide = region.float() if region.element_size() < 4 else region
     teacher = F.softmax(old.to(wide.dtype), dim=1)

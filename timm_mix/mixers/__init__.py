@@ -36,6 +36,17 @@ def register_mixer(name: str, mixer: type[Any] | None = None) -> Any:
             and `rng`, the np.random.Generator of all their draws. A subclass of Mixer needs a plan() only.
     Raises:
         ValueError: a name that is taken, or a class that lacks one of these.
+
+    >>> import torch
+    >>> from timm_mix.functional.plan import plan_mixup
+    >>> @register_mixer("halves")
+    ... class Halves(Mixer):
+    ...     def plan(self, batch, size):
+    ...         return plan_mixup(batch, rng=self.rng, alpha=1e6)  # lam is 1/2, very nearly
+    >>> _, y = create_mixer("halves", num_classes=2)(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))
+    >>> y.round(decimals=1)
+    tensor([[0.5000, 0.5000],
+            [0.5000, 0.5000]])
     """
     return MIXERS.register(name, mixer)
 
@@ -59,6 +70,12 @@ def create_mixer(
         settings: those of the mixer: mode and alpha, scope of resizemix, mixers and weights of switch.
     Raises:
         ValueError: an unknown name or setting, or a value outside its range.
+
+    >>> import torch
+    >>> mixer = create_mixer("cutmix", num_classes=5, alpha=1.0)
+    >>> x, y = mixer(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
+    >>> x.shape, y.shape, y.sum(1)
+    (torch.Size([4, 3, 32, 32]), torch.Size([4, 5]), tensor([1., 1., 1., 1.]))
     """
     mixer, known = MIXERS.find(name), mixer_settings(name)
     for setting in settings:
@@ -72,6 +89,9 @@ def mixer_settings(name: str) -> set[str]:
 
     Raises:
         ValueError: an unknown name.
+
+    >>> sorted(mixer_settings("cutmix")), sorted(mixer_settings("switch"))
+    (['alpha', 'mode'], ['mixers', 'weights'])
     """
     parameters = inspect.signature(MIXERS.find(name)).parameters.values()
     return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - SHARED

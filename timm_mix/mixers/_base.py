@@ -44,6 +44,13 @@ class Mixer(ABC):
     Shapes: mixer(x [B, C, H, W], y [B] or [B, K]) -> x' [B, C, H, W], y' [B, K] float32. Any B, odd ones too.
     Raises:
         ValueError: num_classes < 1, label_smoothing outside [0, 1), a setting outside its range.
+
+    >>> import torch
+    >>> mixer = Mixup(num_classes=3, label_smoothing=0.3)
+    >>> mixer.mixup_enabled = False
+    >>> x, y = mixer(torch.zeros(1, 3, 8, 8), torch.tensor([2]))  # not mixed, but as soft as the others
+    >>> y
+    tensor([[0.1000, 0.1000, 0.8000]])
     """
 
     def __init__(self, *, num_classes: int, seed: int = 0, label_smoothing: float = 0.0, prob: float = 1.0):
@@ -79,7 +86,20 @@ class Mixer(ABC):
 
 
 class Mixup(Mixer):
-    """mixup (arXiv:1710.09412); see functional.plan.plan_mixup."""
+    """mixup (arXiv:1710.09412); see functional.plan.plan_mixup.
+
+    Args:
+        alpha: Beta parameter.
+        mode: one draw per `batch`, `pair` or `elem`.
+        shared: see Mixer (num_classes, seed, label_smoothing, prob).
+    Raises:
+        ValueError: a setting outside its range.
+
+    >>> import torch
+    >>> x, y = Mixup(num_classes=2, alpha=0.2)(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), torch.tensor([0, 1]))
+    >>> torch.equal(x.flatten(), y[:, 1])  # images and labels are mixed alike
+    True
+    """
 
     def __init__(self, *, alpha: float = 0.8, mode: str = "batch", **shared: Any):
         super().__init__(**shared)
@@ -91,7 +111,21 @@ class Mixup(Mixer):
 
 
 class CutMix(Mixer):
-    """CutMix (arXiv:1905.04899); see functional.plan.plan_cutmix."""
+    """CutMix (arXiv:1905.04899); see functional.plan.plan_cutmix.
+
+    Args:
+        alpha: Beta parameter of the area that is kept.
+        mode: one draw per `batch`, `pair` or `elem`.
+        shared: see Mixer (num_classes, seed, label_smoothing, prob).
+    Raises:
+        ValueError: a setting outside its range.
+
+    >>> import torch
+    >>> x = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    >>> x, y = CutMix(num_classes=2)(x, torch.tensor([0, 1]))
+    >>> x.unique().tolist(), torch.equal(x.mean((1, 2, 3)), y[:, 1])  # the label counts the pixels
+    ([0.0, 1.0], True)
+    """
 
     def __init__(self, *, alpha: float = 1.0, mode: str = "batch", **shared: Any):
         super().__init__(**shared)
@@ -103,7 +137,21 @@ class CutMix(Mixer):
 
 
 class ResizeMix(Mixer):
-    """ResizeMix (arXiv:2012.11101); see functional.plan.plan_resizemix."""
+    """ResizeMix (arXiv:2012.11101); see functional.plan.plan_resizemix.
+
+    Args:
+        scope: of the box's sides, as shares of the image's.
+        mode: one draw per `batch`, `pair` or `elem`.
+        shared: see Mixer (num_classes, seed, label_smoothing, prob).
+    Raises:
+        ValueError: a setting outside its range.
+
+    >>> import torch
+    >>> _, y = ResizeMix(num_classes=2, scope=(0.5, 0.5))(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
+    >>> y
+    tensor([[0.7500, 0.2500],
+            [0.2500, 0.7500]])
+    """
 
     def __init__(self, *, scope: tuple[float, float] = (0.1, 0.8), mode: str = "batch", **shared: Any):
         super().__init__(**shared)
@@ -120,6 +168,14 @@ class Switch(Mixer):
     Args:
         mixers: names, or names with their settings: {"mixup": {"alpha": 0.2}, "cutmix": {}}.
         weights: how often each is taken; None takes all alike.
+        shared: see Mixer (num_classes, seed, label_smoothing, prob).
+    Raises:
+        ValueError: mixers that are none, weights that are negative, all 0 or of another number; what a mixer raises.
+
+    >>> import torch
+    >>> mixer = Switch(num_classes=2, mixers={"mixup": {"alpha": 0.2}, "cutmix": {}}, weights=[1, 3])
+    >>> mixer.weights.tolist(), mixer(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))[1].shape
+    ([0.25, 0.75], torch.Size([2, 2]))
     """
 
     def __init__(

@@ -78,6 +78,17 @@ def register_task(name: str, task: type[MixingTask] | None = None) -> Any:
             its constructor, which hands **kwargs on. What else must be known of it is in its `facts`.
     Raises:
         ValueError: a name that is taken, or a class that lacks one of these.
+
+    >>> @register_task("plain-again")
+    ... class PlainAgain(MixingTask):
+    ...     def forward(self, input, target):
+    ...         logits = self.trainable_module(input)
+    ...         self.step += 1
+    ...         return {"loss": self.criterion(logits, target), "output": logits}
+    >>> import timm, torch
+    >>> task = create_task("plain-again", timm.create_model("test_resnet", num_classes=5), num_classes=5)
+    >>> task(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))["output"].shape
+    torch.Size([4, 5])
     """
     return TASKS.register(name, task)
 
@@ -95,6 +106,14 @@ def register_block(name: str, block: Any = None, *, binary: bool = False) -> Any
         binary: of such a function, whether it gives every place to one member; `partition` needs that.
     Raises:
         ValueError: a name that is taken, or a block that cannot be called so.
+
+    >>> import timm, torch
+    >>> @register_block("left-half", binary=True)
+    ... def left_half(kappa, shape, generator):
+    ...     return (torch.arange(shape[3]) < shape[3] // 2).expand(shape[0], 1, *shape[2:])
+    >>> model = timm.create_model("mixmo_wrn16_2_m2", num_classes=5, depth=10)
+    >>> create_task("mixmo", model, num_classes=5, block="left-half").settings["block"]
+    'left-half'
     """
     if block is None:
         return partial(register_block, name, binary=binary)
@@ -127,6 +146,14 @@ def create_task(
         settings: those of the task (see the task's class) and of MixingTask.
     Raises:
         ValueError: an unknown name or setting, or whatever the task itself raises.
+
+    >>> import timm, torch
+    >>> model = timm.create_model("mixmo_wrn16_2_m2", num_classes=5, depth=10)
+    >>> task = create_task("mixmo", model, num_classes=5, block="cut", total_steps=100)
+    >>> result = task(torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3]))
+    >>> result["loss"].backward()  # the optimizer's step follows
+    >>> sorted(result), result["output"].shape
+    (['ce', 'loss', 'output'], torch.Size([4, 5]))
     """
     task, known = TASKS.find(name), task_settings(name)
     for setting in settings:
@@ -140,5 +167,8 @@ def task_settings(name: str) -> set[str]:
 
     Raises:
         ValueError: an unknown name.
+
+    >>> sorted(task_settings("manifoldmixup") - task_settings("cotraining"))
+    ['alpha', 'stages']
     """
     return _keywords(MixingTask) | _keywords(TASKS.find(name))

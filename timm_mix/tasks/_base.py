@@ -37,6 +37,18 @@ class MixingTask(TrainingTask):
     Raises:
         ValueError: a model without classes, another number of classes, a seed < 0, total_steps or steps_per_epoch < 1
             or an epoch longer than the training.
+
+    >>> import timm
+    >>> class Plain(MixingTask):
+    ...     def forward(self, input, target):
+    ...         self.step += 1
+    ...         return {"loss": self.criterion(self.trainable_module(input), target)}
+    >>> model = timm.create_model("test_resnet", num_classes=5)
+    >>> task = Plain(model, num_classes=5, total_steps=10, steps_per_epoch=5)
+    >>> task(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))["loss"].shape
+    torch.Size([])
+    >>> task.step, task.epoch, task.progress
+    (1, 0, 0.5)
     """
 
     facts: ClassVar[Facts] = Facts()
@@ -194,6 +206,13 @@ class MemberTask(MixingTask):
 
     Raises:
         ValueError: a model without members, and what MixingTask raises.
+
+    >>> import timm
+    >>> MemberTask(timm.create_model("test_resnet", num_classes=5), num_classes=5)
+    Traceback (most recent call last):
+    ValueError: MemberTask needs a model with members (mixmo_*, splitnet_*), got ResNet
+    >>> MemberTask(timm.create_model("splitnet_wrn16_2_s2", num_classes=5, depth=10), num_classes=5).num_classes
+    5
     """
 
     def _check_model(self, model: nn.Module, num_classes: int) -> None:
@@ -209,6 +228,8 @@ def check_unwrapped(model: nn.Module, task: str) -> None:
 
     Raises:
         ValueError: a model in DistributedDataParallel.
+
+    >>> check_unwrapped(nn.Linear(3, 5), "AutoMixTask")  # a bare model passes
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError(
@@ -218,7 +239,12 @@ def check_unwrapped(model: nn.Module, task: str) -> None:
 
 
 def names_without_decay(model: nn.Module, prefix: str) -> set[str]:
-    """What timm spares from weight decay in a model, by its names in a network that holds it under `prefix`."""
+    """What timm spares from weight decay in a model, by its names in a network that holds it under `prefix`.
+
+    >>> import timm
+    >>> "model.pos_embed" in names_without_decay(timm.create_model("test_vit"), "model")
+    True
+    """
     plain: Any = unwrap_model(model)
     return {f"{prefix}.{name}" for name in plain.no_weight_decay()} if hasattr(plain, "no_weight_decay") else set()
 
@@ -228,6 +254,11 @@ def soft_criterion(criterion: Criterion) -> Criterion:
 
     timm's BinaryCrossEntropy and PolyCrossEntropy take both, but smooth class indices only; its SoftTargetCrossEntropy
     takes soft labels only, torch's is the same and takes both.
+
+    >>> soft_criterion(LabelSmoothingCrossEntropy(0.1)).label_smoothing
+    0.1
+    >>> round(float(soft_criterion(SoftTargetCrossEntropy())(torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]))), 4)  # ln 2
+    0.6931
     """
     if isinstance(criterion, SoftTargetCrossEntropy):
         return nn.CrossEntropyLoss()
@@ -261,6 +292,11 @@ def per_sample_loss(criterion: Criterion, logits: Tensor, target: Tensor) -> Ten
     Shapes: logits [B, N, K].   target [B, N] int64 or [B, N, K].   returns [B, N].
     Raises:
         ValueError: a criterion that does not return one number for a batch.
+
+    >>> logits = torch.zeros(4, 2, 5)  # of two members
+    >>> losses = per_sample_loss(nn.CrossEntropyLoss(), logits, torch.zeros(4, 2, dtype=torch.long))
+    >>> losses.shape, round(float(losses[0, 0]), 4)  # ln 5
+    (torch.Size([4, 2]), 1.6094)
     """
     z = (logits.float() if logits.element_size() < 4 else logits).flatten(0, 1)
     y = target.flatten(0, 1)

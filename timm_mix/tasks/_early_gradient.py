@@ -17,7 +17,13 @@ Taken = list[tuple[nn.Parameter, Tensor]]
 
 
 def take_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Taken:
-    """The parameters that the loss depends on, with its gradient; the loss' graph is gone afterwards."""
+    """The parameters that the loss depends on, with its gradient; the loss' graph is gone afterwards.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> ((parameter, gradient),) = take_gradient(layer(torch.tensor([[3.0, 5.0]])).sum(), layer.parameters())
+    >>> parameter is layer.weight, gradient.tolist(), layer.weight.grad  # nothing is handed out yet
+    (True, [[3.0, 5.0]], None)
+    """
     trained = [p for p in parameters if p.requires_grad]
     gradients = torch.autograd.grad(loss, trained, allow_unused=True)
     return [(p, gradient) for p, gradient in zip(trained, gradients, strict=True) if gradient is not None]
@@ -28,6 +34,13 @@ def with_gradient(value: Tensor, taken: Taken) -> Tensor:
 
     Called after the other passes, its gradients come first in backward: those of the weights are then complete layer
     by layer in the other passes' backward, where DistributedDataParallel sends them off.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> loss = layer(torch.tensor([[3.0, 5.0]])).sum()
+    >>> taken = take_gradient(loss, layer.parameters())
+    >>> (2 * with_gradient(loss.detach(), taken)).backward()
+    >>> layer.weight.grad.tolist()
+    [[6.0, 10.0]]
     """
     size, part = sum(gradient.numel() for _, gradient in taken) / PARTS, []
     for place, pair in enumerate(taken, 1):
@@ -39,7 +52,11 @@ def with_gradient(value: Tensor, taken: Taken) -> Tensor:
 
 
 def in_float16(tensor: Tensor) -> bool:
-    """Whether the network that made this computes in float16: gradients may underflow there unless they are scaled."""
+    """Whether the network that made this computes in float16: gradients may underflow there unless they are scaled.
+
+    >>> in_float16(torch.zeros(1, dtype=torch.float16)), in_float16(torch.zeros(1, dtype=torch.bfloat16))
+    (True, False)
+    """
     kind = tensor.device.type
     by_autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
     return tensor.dtype is torch.float16 or by_autocast

@@ -32,6 +32,11 @@ class MixBlock(nn.Module):
         lam_channel: feed the ratio as one more channel (published: on ImageNet; on CIFAR not at all).
         mode: upsampling of the map, 'nearest' or 'bilinear'.
     Shapes: features [B, C, h, w], partners [B] int64, size (H, W) of the images -> masks [B, 2, 1, H, W], float32.
+
+    >>> block = MixBlock(8, lam_channel=False)
+    >>> masks = block(torch.rand(4, 8, 4, 6), torch.tensor([3, 2, 1, 0]), 0.75, size=(16, 24))
+    >>> masks.shape, bool(masks.sum(1).allclose(torch.ones(4, 1, 16, 24)))
+    (torch.Size([4, 2, 1, 16, 24]), True)
     """
 
     def __init__(self, channels: int, *, lam_channel: bool = True, mode: str = "nearest"):
@@ -60,6 +65,10 @@ class SAMixBlock(nn.Module):
         drop: dropout of the value map (published: .1 on ImageNet).
         mode: upsampling of the map.
     Shapes: as MixBlock.
+
+    >>> block = SAMixBlock(8, k=-1)
+    >>> block(torch.rand(4, 8, 4, 6), torch.tensor([3, 2, 1, 0]), 0.75, size=(16, 24)).shape
+    torch.Size([4, 2, 1, 16, 24])
     """
 
     def __init__(self, channels: int, *, k: float = 0.25, drop: float = 0.0, mode: str = "bilinear"):
@@ -91,6 +100,12 @@ def make_mix_block(name: str, channels: int, settings: dict[str, Any]) -> nn.Mod
 
     Raises:
         ValueError: an unknown name or setting.
+
+    >>> make_mix_block("samix", 8, {"drop": 0.1}).mode
+    'bilinear'
+    >>> make_mix_block("automix", 8, {"drop": 0.1})
+    Traceback (most recent call last):
+    ValueError: block automix has no setting 'drop'; it has lam_channel, mode
     """
     known = [p.name for p in inspect.signature(MIX_BLOCKS.find(name)).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for setting in settings:

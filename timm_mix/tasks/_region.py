@@ -19,6 +19,12 @@ def feature_map(model: nn.Module, features: Tensor, size: Sequence[int]) -> Tens
         returns [B, C, h, w].
     Raises:
         ValueError: features of another form, tokens that fill no grid of the image's proportions, or not all of one.
+
+    >>> import timm
+    >>> model = timm.create_model("test_vit", img_size=32)
+    >>> tokens = model.forward_features(torch.rand(4, 3, 32, 32))  # a class token, and one for each of 2 x 2 patches
+    >>> tokens.shape, feature_map(model, tokens, (32, 32)).shape
+    (torch.Size([4, 5, 64]), torch.Size([4, 64, 2, 2]))
     """
     plain: Any = unwrap_model(model)
     if not isinstance(features, Tensor):
@@ -61,6 +67,9 @@ def check_feature_map(model: nn.Module) -> None:
 
     Raises:
         ValueError: as feature_map does. A model that takes another size is known in its first step only.
+
+    >>> import timm
+    >>> check_feature_map(timm.create_model("test_resnet"))  # its features have places
     """
     plain: Any = unwrap_model(model)
     parameter, modes = next(plain.parameters()), {module: module.training for module in plain.modules()}
@@ -81,7 +90,12 @@ def check_feature_map(model: nn.Module) -> None:
 
 
 def is_nhwc(model: nn.Module) -> bool:
-    """Whether timm says that the model's features have their channels last."""
+    """Whether timm says that the model's features have their channels last.
+
+    >>> import timm
+    >>> is_nhwc(timm.create_model("test_resnet"))
+    False
+    """
     return getattr(unwrap_model(model), "output_fmt", "NCHW") == "NHWC"
 
 
@@ -90,6 +104,12 @@ def region_vector(features: Tensor, box: Tensor, size: Sequence[int]) -> Tensor:
 
     Shapes: features [B, C, h, w].   box [4]: top, bottom, left, right in pixels of the images.   size: (H, W) of the
         images.   returns [B, C].
+
+    >>> features = torch.tensor([1.0, 1.0, 2.0, 2.0]).expand(4, 8, 4, 4)  # 1 on the left, 2 on the right
+    >>> box = torch.tensor([0, 32, 16, 32])  # the right half of an image of 32 x 32
+    >>> vector = region_vector(features, box, (32, 32))
+    >>> vector.shape, bool((vector > 1.5).all())
+    (torch.Size([4, 8]), True)
     """
     height, width = features.shape[2:]
     scale = box.new_tensor([width / size[1], height / size[0], width / size[1], height / size[0]], dtype=torch.float32)
@@ -103,7 +123,15 @@ def region_vector(features: Tensor, box: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def region_logits(model: nn.Module, vector: Tensor, tokens: bool) -> Tensor:
-    """The model's own head on one vector per image [B, C]: a map of one place, or tokens that are all alike."""
+    """The model's own head on one vector per image: a map of one place, or tokens that are all alike.
+
+    Shapes: vector [B, C].   returns [B, K].
+
+    >>> import timm
+    >>> model = timm.create_model("test_resnet", num_classes=5)
+    >>> region_logits(model, torch.rand(4, model.num_features), tokens=False).shape
+    torch.Size([4, 5])
+    """
     plain: Any = unwrap_model(model)
     if tokens:
         return plain.forward_head(vector[:, None].expand(-1, 1 + getattr(plain, "num_prefix_tokens", 0), -1))

@@ -24,6 +24,11 @@ class TwoHeads(nn.Module):
     Shapes: (images [B, C, H, W], second=False) -> logits [B, K] of the model's own head, or of the second one.
     Raises:
         ValueError: a model whose classifier is not one linear layer; a 1x1 convolution of the pooled features is one.
+
+    >>> import timm
+    >>> two = TwoHeads(timm.create_model("test_resnet", num_classes=5), num_classes=5)
+    >>> two(torch.rand(4, 3, 32, 32), second=True).shape
+    torch.Size([4, 5])
     """
 
     def __init__(self, model: nn.Module, num_classes: int):
@@ -54,6 +59,11 @@ class OnlineNet(nn.Module):
         q sees plain, the loss of their logits) -> logits of the plain images (empty without), their loss, logits of the
         mixed ones, masks [B, 2, 1, H, W] of the Mix Block's own pass (empty unless it learns), k's mixup loss, whose
         gradient reaches the Mix Block.
+
+    >>> import timm
+    >>> two = TwoHeads(timm.create_model("test_resnet", num_classes=5), num_classes=5)
+    >>> [type(head).__name__ for head in OnlineNet(two, nn.Identity(), second_mixes=True).get_classifier()]
+    ['Linear', 'Linear']
     """
 
     def __init__(self, two: TwoHeads, block: nn.Module, second_mixes: bool):
@@ -129,6 +139,10 @@ def stage_of_reduction(model: nn.Module, reduction: int) -> tuple[int, int]:
 
     Raises:
         ValueError: no such stage, a model without features.
+
+    >>> import timm
+    >>> stage_of_reduction(timm.create_model("test_resnet"), 16)
+    (3, 192)
     """
     info = getattr(unwrap_model(model), "feature_info", None)
     if not info or not hasattr(model, "forward_intermediates"):

@@ -82,6 +82,15 @@ class AutoMixTask(MixingTask):
         ValueError: a setting outside its range, a model without such features or classifier, another target.
     Departs from the published code: the copy's feature pass ends at the masks' stage, so that the BatchNorm statistics
         of its later stages come from mixed images alone.
+
+    >>> import timm
+    >>> model = timm.create_model("test_resnet", num_classes=5)
+    >>> task = AutoMixTask(model, num_classes=5, reduction=4, total_steps=100)
+    >>> result = task(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))
+    >>> sorted(result)
+    ['block', 'ce', 'loss', 'mask', 'mixed', 'output']
+    >>> task.get_eval_model() is model  # but the momentum copy
+    False
     """
 
     shared_state = ("online", "second")  # of the task state: alike on all processes

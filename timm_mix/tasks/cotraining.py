@@ -54,6 +54,13 @@ class CoTrainingTask(MemberTask):
     Raises:
         ValueError: weight, warmup_epochs or mixup < 0, an unknown divergence, a warm-up without steps_per_epoch, a
             model without members, a target of another shape.
+
+    >>> import timm
+    >>> model = timm.create_model("splitnet_wrn16_2_s2", num_classes=5, depth=10)
+    >>> task = CoTrainingTask(model, num_classes=5, mixup=0.2)
+    >>> views = torch.rand(4, 2, 3, 16, 16)  # one for each part
+    >>> sorted(task(views, torch.tensor([0, 1, 2, 3])))
+    ['ce', 'cot', 'loss', 'output']
     """
 
     facts = Facts(

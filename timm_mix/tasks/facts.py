@@ -14,6 +14,9 @@ class Method:
 
     card: its file in model_cards/methods/. arxiv: number of the paper. source: its published code, as load_official
     names it.
+
+    >>> Method(title="Manifold Mixup", tag="manifold-mixup", about="Features were mixed.", arxiv="1806.05236").arxiv
+    '1806.05236'
     """
 
     title: str
@@ -32,6 +35,9 @@ class Example:
     model: the wrapper with members that it needs around a network, such as `mixmo`; None: any timm model will do.
     model_settings: of that wrapper.   settings: of the task.
     still: ends of the names of parameters that its loss does not depend on.
+
+    >>> Example("mixmo", {"members": 2}, {"block": "cut"}).settings
+    {'block': 'cut'}
     """
 
     model: str | None = None
@@ -50,6 +56,10 @@ class Facts:
     own_block: what it trains has, as `block`, a part beside the network, which may have a learning rate of its own.
     member_parallel: it takes `member_group` and runs with one member per process.
     example: what the tests take it with.
+
+    >>> facts = Facts(soft_labels=True)  # of a task of your own, as its class attribute `facts`
+    >>> facts.soft_labels, facts.member_views
+    (True, False)
     """
 
     method: Method | None = None
@@ -66,6 +76,9 @@ class Work:
 
     passes: of the network, forward and backward; 1 is plain training.
     forwards: what else runs, as (times per step, one run of it for one image).
+
+    >>> Work(passes=2.0).passes  # two passes of the network per step
+    2.0
     """
 
     passes: float = 1.0
@@ -73,6 +86,11 @@ class Work:
 
 
 def method_of(name: str, task: Any) -> Method:
-    """What a card says of a task: its facts' method, or else what its docstring opens with."""
+    """What a card says of a task: its facts' method, or else what its docstring opens with.
+
+    >>> from timm_mix.tasks import TASKS
+    >>> method_of("mixmo", TASKS["mixmo"]).arxiv
+    '2103.06132'
+    """
     about = (inspect.getdoc(task) or "A training task.").splitlines()[0]
     return task.facts.method or Method(title=name, tag=name, about=about)

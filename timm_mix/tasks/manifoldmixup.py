@@ -38,6 +38,13 @@ class ManifoldMixupTask(MixingTask):
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with loss: scalar.   output: [B, K], of the mix.
     Raises:
         ValueError: a model without stages, a stage that it does not have, alpha <= 0, a target of another shape.
+
+    >>> import timm
+    >>> task = ManifoldMixupTask(timm.create_model("test_resnet", num_classes=5), num_classes=5)
+    >>> task.stages
+    (0, 1, 2, 3, 4)
+    >>> task(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))["output"].shape
+    torch.Size([4, 5])
     """
 
     facts = Facts(METHOD, soft_labels=True)

@@ -28,6 +28,12 @@ def member_mesh(parts: int, device_type: str = "cpu") -> DeviceMesh:
 
     Raises:
         ValueError: the number of processes is no multiple of the number of parts.
+
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun starts more
+    >>> mesh = member_mesh(1)
+    >>> mesh.mesh_dim_names, tuple(mesh.shape)
+    (('replica', 'part'), (1, 1))
+    >>> dist.destroy_process_group()
     """
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if processes % parts:
@@ -46,6 +52,11 @@ def gather_members(logits: Tensor, group: Any) -> Tensor:
     Args:
         group: the processes of a replica, in the order of their parts.
     Shapes: logits [B, 1, K], B the same on all processes of the group.   returns [B, S, K].
+
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun starts more
+    >>> gather_members(torch.zeros(4, 1, 5), dist.group.WORLD).shape
+    torch.Size([4, 1, 5])
+    >>> dist.destroy_process_group()
     """
     own = logits.float() if logits.element_size() < 4 else logits
     members = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
@@ -59,6 +70,13 @@ def check_member_group(model: Any, group: Any) -> None:
 
     Raises:
         ValueError: another number of processes than parts, or another part.
+
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun starts more
+    >>> import timm
+    >>> check_member_group(timm.create_model("splitnet_wrn16_2_s2", depth=10), dist.group.WORLD)
+    Traceback (most recent call last):
+    ValueError: member_group must have a process for each of 2 parts, got 1
+    >>> dist.destroy_process_group()
     """
     processes, rank, held = dist.get_world_size(group), dist.get_rank(group), getattr(model, "only_part", None)
     if processes != model.num_members:

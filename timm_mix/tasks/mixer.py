@@ -25,6 +25,13 @@ class MixerTask(MixingTask):
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with loss: scalar.   output: [B, K], of the mix.
     Raises:
         ValueError: off_epoch < 0 or without steps_per_epoch, a target of another shape.
+
+    >>> import timm, torch
+    >>> from timm_mix.mixers import create_mixer
+    >>> model = timm.create_model("test_resnet", num_classes=5)
+    >>> task = MixerTask(model, mixer=create_mixer("cutmix", num_classes=5), num_classes=5)
+    >>> task(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))["output"].shape
+    torch.Size([4, 5])
     """
 
     facts = Facts(soft_labels=True)

@@ -58,6 +58,13 @@ class MixMoTask(MemberTask):
         loss: scalar.   output: [B, K], the ensemble.   ce: the members' unweighted mean loss, detached.
     Raises:
         ValueError: a setting outside its range, a model that is no MixMo, a target of another shape.
+
+    >>> import timm
+    >>> model = timm.create_model("mixmo_wrn16_2_m2", num_classes=5, depth=10)
+    >>> task = MixMoTask(model, num_classes=5, block="cut", r=3.0)
+    >>> images, target = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    >>> task.draw(images).shape, task(images, target)["output"].shape  # the masks live behind the first convolution
+    ((16, 16, 16), torch.Size([4, 5]))
     """
 
     facts = Facts(METHOD, example=Example("mixmo", {"members": 2}, {"block": "cut"}))

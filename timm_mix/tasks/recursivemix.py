@@ -61,6 +61,12 @@ class RecursiveMixTask(MixingTask):
         loss: scalar.   output: [B, K], of the mixed images.   ce, consistency: detached, the latter without omega.
     Raises:
         ValueError: a setting outside its range, a model without features, a target of another shape.
+
+    >>> import timm
+    >>> task = RecursiveMixTask(timm.create_model("test_resnet", num_classes=5), num_classes=5, omega=0.1)
+    >>> batch = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    >>> sorted(task(*batch)), sorted(task.history)  # the next call pastes from the history
+    (['ce', 'consistency', 'loss', 'output'], ['images', 'logits', 'targets'])
     """
 
     facts = Facts(METHOD, soft_labels=True)
