@@ -1,0 +1,59 @@
+"""Every public function and class of the models, cards, converters, the Hub and drop_in shows a call that runs."""
+
+import importlib
+import inspect
+import re
+from types import ModuleType
+
+import pytest
+from support.examples import assert_examples, modules_of, names_without_example, registers_models
+
+from timm_mix.hub.client import can_push
+
+ROOMS = ("timm_mix.models",)
+MODULES = sorted(modules_of(*ROOMS))
+PUSHING = {"timm_mix.hub.publish"}  # says so, and no more, where huggingface_hub is too old
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_show_what_happens(name):
+    if name in PUSHING and not can_push():
+        pytest.skip("this huggingface_hub is too old to push")
+    module = importlib.import_module(name)
+    written = re.findall(r"^ *>>> ", inspect.getsource(module), re.MULTILINE)
+    assert assert_examples(module) == len(written)  # none is overlooked
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_has_an_example(name):
+    assert names_without_example(importlib.import_module(name)) == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if registers_models(importlib.import_module(name))])
+def test_every_family_of_models_shows_how_one_is_made(name):
+    assert ">>> " in importlib.import_module(name).__doc__
+
+
+def _module(source):
+    """As if it were a file of the package."""
+    module = ModuleType("of_this_test")
+    exec(source, vars(module))
+    return module
+
+
+def test_an_example_that_shows_something_else_fails_with_what_came():
+    module = _module('def two():\n    """\n    >>> two()\n    3\n    """\n    return 2')
+    with pytest.raises(AssertionError, match=r"Expected:\s+3\s+Got:\s+2"):
+        assert_examples(module)
+
+
+def test_a_public_name_without_an_example_is_named():
+    module = _module('__all__ = ["One", "two"]\nclass One:\n    ">>> One()"\ndef two(): ...\ndef _three(): ...')
+    assert names_without_example(module) == ["two"]
+
+
+def test_examples_behind_a_decorator_of_another_module_run():
+    source = (
+        'from contextlib import contextmanager\n__all__ = ["one"]\n@contextmanager\ndef one():\n    ">>> 1 + 1\\n2"'
+    )
+    assert assert_examples(_module(source)) == 1
