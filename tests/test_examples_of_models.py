@@ -10,7 +10,7 @@ from support.examples import assert_examples, modules_of, names_without_example,
 
 from timm_mix.hub.client import can_push
 
-ROOMS = ("timm_mix.models", "timm_mix.hub", "timm_mix.card", "timm_mix.convert")
+ROOMS = ("timm_mix.models", "timm_mix.hub", "timm_mix.card", "timm_mix.convert", "timm_mix.drop_in")
 MODULES = sorted(modules_of(*ROOMS))
 PUSHING = {"timm_mix.hub.publish"}  # says so, and no more, where huggingface_hub is too old
 
