@@ -8,7 +8,7 @@ import timm
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from support.examples import examples_of, failures_of
+from support.examples import assert_examples
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -156,7 +156,5 @@ def test_a_loop_of_ones_own_cotrains_on_views_and_copies(workers):
 
 
 def test_the_examples_of_the_docstrings_run():
-    torch.manual_seed(0)
-    tests = examples_of(timm_mix.views)
-    assert failures_of(tests) == ""
-    assert sum(len(test.examples) for test in tests) >= 15  # statements, over three docstrings or more
+    tried = assert_examples(timm_mix.views)
+    assert tried >= 15  # statements, over three docstrings

@@ -1,4 +1,9 @@
-"""Model cards: from the figures of a results file to the text that lies beside the weights."""
+"""Model cards: from the figures of a results file to the text that lies beside the weights.
+
+>>> from timm_mix.card import METHODS
+>>> METHODS["mixmo"].title, METHODS["cotraining"].arxiv
+('MixMo', '2011.14660')
+"""
 
 from timm_mix.card.full import (
     LICENCES,

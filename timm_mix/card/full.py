@@ -50,7 +50,11 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """Where a converted checkpoint comes from; sha256 is the checkpoint's."""
+    """Where a converted checkpoint comes from; sha256 is the checkpoint's.
+
+    >>> SourceFacts("mixmo", "wideresnet_28_10", "checkpoint_final.ckpt", sha256="9c1d...", license="unknown").arch
+    'wideresnet_28_10'
+    """
 
     source: str
     arch: str
@@ -67,6 +71,11 @@ def make_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
     Raises:
         ValueError: no such folder, results of something else or of a method that is not registered, or weights that the
             figures were not measured with.
+
+    >>> from timm_mix.models import shipped_folder
+    >>> card = make_card(shipped_folder() / "wrn16_2.mixmo_m2_digits", repo_id="me/digits")
+    >>> card.data.library_name, 'timm.create_model("hf-hub:me/digits", pretrained=True)' in card.text
+    ('timm', True)
     """
     folder = Path(folder)
     results = _read_results(folder)
@@ -90,6 +99,13 @@ def make_converted_card(folder: str | Path, facts: SourceFacts) -> ModelCard:
 
     Raises:
         ValueError: no such folder, or a source that nobody published.
+
+    >>> folder = Path("converted")
+    >>> folder.mkdir()
+    >>> written = (folder / "config.json").write_text('{"architecture": "wrn28_10", "num_classes": 100}')
+    >>> facts = SourceFacts("mixmo", "wideresnet_28_10", "checkpoint_final.ckpt", sha256="9c1d...", license="unknown")
+    >>> make_converted_card(folder, facts).text.splitlines()[1]
+    '# wrn28_10, converted'
     """
     config = _read_json(Path(folder) / "config.json")
     method, arch = method_of_source(facts.source), config["architecture"]
@@ -121,6 +137,13 @@ def check_license(name: object) -> str:
 
     Raises:
         ValueError: it cannot be one.
+
+    >>> check_license("cc-by-nc-4.0")
+    'cc-by-nc-4.0'
+    >>> check_license("Apache License 2.0")
+    Traceback (most recent call last):
+        ...
+    ValueError: a licence is named by the Hub's identifier, such as apache-2.0, got 'Apache License 2.0'
     """
     if not isinstance(name, str) or not _LICENSE.fullmatch(name):
         raise ValueError(f"a licence is named by the Hub's identifier, such as apache-2.0, got {name!r}")
@@ -128,7 +151,15 @@ def check_license(name: object) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file."""
+    """sha256 of a file, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+
+    >>> written = Path("weights").write_bytes(b"abc")
+    >>> file_hash(Path("weights"))
+    'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+    """
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -35,6 +35,9 @@ def find_method(name: object) -> Method:
 
     Raises:
         ValueError: nobody has registered such a task.
+
+    >>> find_method("mixmo").title, find_method("classification").tag
+    ('MixMo', 'baseline')
     """
     return METHODS[one_of("method (a task that is registered)", name, METHODS)]
 
@@ -44,6 +47,9 @@ def method_of_source(source: str) -> Method:
 
     Raises:
         ValueError: a source that nobody published.
+
+    >>> method_of_source("splitnet").arxiv
+    '2011.14660'
     """
     published = {method.source: method for method in METHODS.values() if method.source is not None}
     return published[one_of("source", source, published)]

@@ -27,6 +27,9 @@ class Facts:
     members: how many networks vote, 0 for a plain model.
     own_file: name of the one file that teaches timm the architecture, None where timm has it or one is not enough.
     ensemble, ensemble_card: the repository and the card of the ensemble whose folded network this is.
+
+    >>> Facts("mixmo_wrn16_2_m2", "me/my_model", members=2).members
+    2
     """
 
     architecture: str
@@ -38,7 +41,11 @@ class Facts:
 
 
 def how_to_load(facts: Facts, revision: str | None = None) -> str:
-    """The line that loads it: plain timm knows its own architectures only."""
+    """The line that loads it: plain timm knows its own architectures only.
+
+    >>> how_to_load(Facts("resnet18", "me/my_model"))
+    'import timm; model = timm.create_model("hf-hub:me/my_model", pretrained=True)'
+    """
     at = f"@{revision}" if revision else ""
     ours = f"timm, {Path(facts.own_file).stem}" if facts.own_file else "timm, timm_mix"
     names = ours if _is_ours(facts.architecture) else "timm"
@@ -46,7 +53,11 @@ def how_to_load(facts: Facts, revision: str | None = None) -> str:
 
 
 def own_file(architecture: str) -> Path | None:
-    """The backbones for small images are files that need timm only, one per family."""
+    """The backbones for small images are files that need timm only, one per family.
+
+    >>> own_file("wrn16_2").name, own_file("resnet18"), own_file("mixmo_wrn16_2_m2")
+    ('wide_resnet_cifar.py', None, None)
+    """
     module = sys.modules[model_entrypoint(architecture).__module__]
     if _is_ours(architecture) and module.__name__.endswith("_cifar") and module.__file__:
         return Path(module.__file__)
@@ -61,6 +72,10 @@ def read_card(path: Path | str, text: bytes | None, license: str | None, facts: 
         text: None: a short one is written.
     Raises:
         ValueError: there is no licence, another one than the given, or no valid metadata.
+
+    >>> card, license = read_card("README.md", None, "mit", Facts("resnet18", "me/my_model"))
+    >>> "license: mit" in card.decode(), license
+    (True, 'mit')
     """
     given = _short_text(facts).encode() if text is None else text
     card = _parse(path, given)
@@ -81,13 +96,23 @@ def read_card(path: Path | str, text: bytes | None, license: str | None, facts: 
 
 
 def is_signed(card: bytes) -> bool:
-    """Whether it is a short card that nobody has changed since."""
+    """Whether it is a short card that nobody has changed since.
+
+    >>> card, _ = read_card("README.md", None, "mit", Facts("resnet18", "me/my_model"))
+    >>> is_signed(card), is_signed(card + b"Trained on my own photographs.")
+    (True, False)
+    """
     end = len(card) - len(_signature(b""))
     return end > 0 and card[end:] == _signature(card[:end])
 
 
 def has_own_words(card: bytes) -> bool:
-    """Whether it says more than the licence, with which a repository begins that is made on the Hub's pages."""
+    """Whether it says more than the licence, with which a repository begins that is made on the Hub's pages.
+
+    >>> front = b"---\\nlicense: mit\\n---\\n"
+    >>> has_own_words(front), has_own_words(front + b"Trained on my own photographs.")
+    (False, True)
+    """
     text = _FRONT.sub("", card.decode("utf-8-sig"), count=1)
     named = set(_parse("README.md", card).data.to_dict())
     return bool(text.strip()) or not named <= {"license", "license_name", "license_link"}

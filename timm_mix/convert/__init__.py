@@ -1,4 +1,9 @@
-"""Checkpoints of the papers' published code -> our models."""
+"""Checkpoints of the papers' published code -> our models.
+
+>>> from timm_mix.convert import official_model
+>>> official_model("splitnet", "wide_resnet50_2", members=2)
+'splitnet_wide_resnet50_2e_s2'
+"""
 
 from timm_mix.convert.load import load_official, official_classes, official_model, read_official
 

@@ -68,6 +68,9 @@ def official_model(source: str, arch: str, members: int = 1) -> str:
     Raises:
         ValueError: a source, arch or number of members that was not published; it lists those that were. Or parts
             that have no registered name; it shows the call that makes the model.
+
+    >>> official_model("mixmo", "wideresnetmixmo_28_10", members=2), official_model("recursivemix", "cifar_resnet18")
+    ('mixmo_wrn28_10_m2', 'resnet18_cifar')
     """
     sources = sorted(_SOURCES)
     if source not in sources:
@@ -106,6 +109,12 @@ def load_official(
     Raises:
         ValueError: not a checkpoint, one that needs more than tensors and plain containers, one of another network, or
             a network or head that the checkpoint does not offer.
+
+    >>> theirs = timm.create_model("wrn16_2", depth=10, num_classes=5).state_dict()
+    >>> checkpoint = {"classifier_state_dict": {f"module.{key}": value for key, value in theirs.items()}, "epoch": 300}
+    >>> model = load_official(timm.create_model("wrn16_2", depth=10, num_classes=5), checkpoint)
+    >>> torch.equal(model.fc.weight, theirs["fc.weight"])
+    True
     """
     content = source if isinstance(source, Mapping) else _read(source)
     target = unwrap_model(model)
@@ -136,6 +145,10 @@ def read_official(source: str | Path) -> Mapping[str, torch.Tensor]:
 
     Raises:
         ValueError: not a checkpoint, or one that needs more than tensors and plain containers.
+
+    >>> torch.save({"epoch": 300, "classifier_state_dict": {"module.list_fc.0.bias": torch.zeros(5)}}, "last.ckpt")
+    >>> read_official("last.ckpt")
+    {'module.list_fc.0.bias': tensor([0., 0., 0., 0., 0.])}
     """
     return _network_state(_read(source))
 
@@ -145,6 +158,10 @@ def official_classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> int
 
     Raises:
         ValueError: the classifier of `model` is not in it.
+
+    >>> state = {"list_fc.0.weight": torch.zeros(10, 128), "list_fc.1.weight": torch.zeros(10, 128)}
+    >>> official_classes(timm.create_model("mixmo_wrn16_2_m2"), state)
+    10
     """
     target: Any = unwrap_model(model)
     published = next(known for known in _SOURCES.values() if known.recognises(state))

@@ -27,17 +27,29 @@ NETWORKS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 def model_name(name: str, members: int) -> str:
-    """The registered name of one of NETWORKS with that number of members."""
+    """The registered name of one of NETWORKS with that number of members.
+
+    >>> model_name("mixmo_wrn28_10", 2), model_name("wrn28_10", 1)
+    ('mixmo_wrn28_10_m2', 'wrn28_10')
+    """
     return name if members == 1 else f"{name}_m{members}"
 
 
 def recognises(keys: Iterable[str]) -> bool:
-    """Whether keys may be of this source: the M = 1 baselines have no sign of their own, so all may be."""
+    """Whether keys may be of this source: the M = 1 baselines have no sign of their own, so all may be.
+
+    >>> recognises(["list_conv1.0.weight", "fc.weight"])
+    True
+    """
     return True
 
 
 def rename(keys: Iterable[str], model: nn.Module) -> dict[str, str | None]:
-    """Our name of every official key, in the given model."""
+    """Our name of every official key, in the given model.
+
+    >>> rename(["list_conv1.0.weight", "layer1.0.shortcut.0.weight"], timm.create_model("mixmo_wrn16_2_m2"))
+    {'list_conv1.0.weight': 'encoders.0.weight', 'layer1.0.shortcut.0.weight': 'core.layer1.0.shortcut.weight'}
+    """
     return {key: _our_name(key, with_members=hasattr(model, "encoders")) for key in keys}
 
 

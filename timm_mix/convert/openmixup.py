@@ -32,17 +32,31 @@ _LEFT_OUT = re.compile(r"(backbone(_[qk])?|head(_(one|mix)_[qk])?|mix_block)\.")
 
 
 def model_name(name: str, members: int) -> str:
-    """The registered name of one of NETWORKS, which is that name."""
+    """The registered name of one of NETWORKS, which is that name.
+
+    >>> model_name("resnet18_cifar", 1)
+    'resnet18_cifar'
+    """
     return name
 
 
 def recognises(keys: Iterable[str]) -> bool:
-    """Whether some key is one of a copy, k or q."""
+    """Whether some key is one of a copy, k or q.
+
+    >>> recognises(["backbone_k.conv1.weight", "mix_block.key.weight"]), recognises(["conv1.weight"])
+    (True, False)
+    """
     return any(re.match(r"backbone_[qk]\.", key.removeprefix("module.")) for key in keys)
 
 
 def rename(keys: Iterable[str], model: nn.Module, network: str = "k", head: str = "one") -> dict[str, str | None]:
-    """Our name of every official key, in any model; None for what is no part of that network with that head."""
+    """Our name of every official key, in any model; None for what is no part of that network with that head.
+
+    >>> rename(["backbone_k.conv1.weight", "head_mix_k.fc.weight"], nn.Identity(), network="k", head="mix")
+    {'backbone_k.conv1.weight': 'conv1.weight', 'head_mix_k.fc.weight': 'fc.weight'}
+    >>> rename(["backbone_q.conv1.weight"], nn.Identity())
+    {'backbone_q.conv1.weight': None}
+    """
     return {
         key: _our_name(key.removeprefix("module."), f"backbone_{network}.", f"head_{head}_{network}.") for key in keys
     }

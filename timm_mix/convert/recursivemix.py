@@ -60,17 +60,29 @@ _NUMBERED = (
 
 
 def model_name(name: str, members: int) -> str:
-    """The registered name of one of NETWORKS, which is that name."""
+    """The registered name of one of NETWORKS, which is that name.
+
+    >>> model_name("pyramidnet_200_240", 1)
+    'pyramidnet_200_240'
+    """
     return name
 
 
 def recognises(keys: Iterable[str]) -> bool:
-    """Whether some key is a region head's, or has a name that only these networks give."""
+    """Whether some key is a region head's, or has a name that only these networks give.
+
+    >>> recognises(["conv2_x.0.residual_function.0.weight"]), recognises(["layer1.0.conv1.weight"])
+    (True, False)
+    """
     return any(_OWN.match(key.removeprefix("module.")) for key in keys)
 
 
 def rename(keys: Iterable[str], model: nn.Module) -> dict[str, str | None]:
-    """Our name of every official key, in any model; None for the region head."""
+    """Our name of every official key, in any model; None for the region head.
+
+    >>> rename(["conv2_x.0.residual_function.0.weight", "fc_roi.weight"], nn.Identity())
+    {'conv2_x.0.residual_function.0.weight': 'layer1.0.conv1.weight', 'fc_roi.weight': None}
+    """
     keys = list(keys)
     dense = any(key.removeprefix("module.").startswith("features.dense_block") for key in keys)
     return {key: _our_name(key.removeprefix("module."), _DENSENET if dense else _RESNET18) for key in keys}

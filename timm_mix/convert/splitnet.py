@@ -152,6 +152,9 @@ def model_name(name: str, members: int) -> str:
 
     Raises:
         ValueError: none is registered; the message holds the generic call that makes the model.
+
+    >>> model_name("resnet50e", 2), model_name("resnet50e", 1)
+    ('splitnet_resnet50e_s2', 'resnet50e')
     """
     wanted = name if members == 1 else f"splitnet_{name}_s{members}"
     if is_model(wanted):
@@ -163,7 +166,11 @@ def model_name(name: str, members: int) -> str:
 
 
 def recognises(keys: Iterable[str]) -> bool:
-    """Whether some key is one of a part."""
+    """Whether some key is one of a part.
+
+    >>> recognises(["module.models.0.conv1.weight"]), recognises(["conv1.weight"])
+    (True, False)
+    """
     return any(_PART.fullmatch(key) for key in keys)
 
 
@@ -171,6 +178,10 @@ def rename(keys: Iterable[str], model: nn.Module) -> dict[str, str | None]:
     """Our name of every official key, in the given model; None where the published network never uses the tensor.
 
     A key that no rule knows, or of a part that the model cannot have, keeps its name.
+
+    >>> parts = nn.ModuleDict({"subnets": nn.ModuleList()})  # a model with parts; its layers do not matter
+    >>> rename(["models.1.layer0.0.weight", "models.1.layer0.1.weight"], parts)
+    {'models.1.layer0.0.weight': 'subnets.1.conv1.weight', 'models.1.layer0.1.weight': 'subnets.1.bn1.weight'}
     """
     has_parts = hasattr(model, "subnets")
     names: dict[str, str | None] = {key: key for key in keys}

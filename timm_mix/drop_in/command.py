@@ -40,7 +40,12 @@ Without --task and --mixer the script knows the models of this package, and noth
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what the command line says; a mistake on it is one line on stderr and exit status 2."""
+    """Run what the command line says; a mistake on it is one line on stderr and exit status 2.
+
+    >>> written = Path("train.py").write_text("import sys; print(sys.argv)")  # in the place of timm's script
+    >>> main(["train.py", "--epochs", "3"])
+    ['train.py', '--epochs', '3']
+    """
     try:
         order, script, arguments = parse(sys.argv[1:] if argv is None else argv)
         run(order, script, arguments)
@@ -55,6 +60,12 @@ def run(order: Order, script: str | Path, arguments: Sequence[str]) -> Seat:
 
     Raises:
         DropInError: no such script, a script or a timm without the seat, a task that does not fit the script's model.
+
+    >>> written = Path("train.py").write_text("import sys; print(sys.argv)")
+    >>> seat = run(Order(), "train.py", ["--epochs", "3"])
+    ['train.py', '--epochs', '3']
+    >>> seat.task is None  # no task or mixer was asked for
+    True
     """
     if not Path(script).is_file():
         raise DropInError(f"no script {str(script)!r}: give the path of timm's train.py")
@@ -69,6 +80,9 @@ def parse(argv: Sequence[str]) -> tuple[Order, str, list[str]]:
 
     Raises:
         DropInError: an unknown task, mixer, setting or argument, or no script.
+
+    >>> parse(["--task", "mixmo", "--mix", "block=cut", "prob=0.5", "train.py", "--epochs", "3"])
+    (Order(task='mixmo', mixer=None, settings={'block': 'cut', 'prob': 0.5}), 'train.py', ['--epochs', '3'])
     """
     place = _place_of_script(argv)
     given = _parser().parse_args(argv[:place])

@@ -40,7 +40,13 @@ _logger = logging.getLogger("timm_mix.drop_in")
 
 
 class DropInError(Exception):
-    """A mistake of the user, in one line."""
+    """A mistake of the user, in one line.
+
+    >>> Order(task="mixmoo")
+    Traceback (most recent call last):
+        ...
+    timm_mix.drop_in.seat.DropInError: task must be one of ..., got 'mixmoo'; did you mean mixmo?
+    """
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class Order:
 
     Raises:
         DropInError: a task, mixer or setting that there is not, or a mixer's setting outside its range.
+
+    >>> order = Order(mixer="resizemix", settings={"prob": 0.5})
+    >>> order.name, type(order.create_mixer(num_classes=5)).__name__
+    ('mixer resizemix', 'ResizeMix')
     """
 
     task: str | None = None
@@ -106,6 +116,13 @@ class Seat:
     Attributes:
         task: what sits there; None until the script asks for it.
         views: of every image in the training batches.
+
+    >>> from timm.models import create_model
+    >>> with Seat(Order(mixer="resizemix")).taken() as seat:
+    ...     model = create_model("test_resnet", num_classes=5)
+    ...     task = timm.task.ClassificationTask(model, nn.CrossEntropyLoss(), device=torch.device("cpu"))
+    >>> type(task).__name__, task is seat.task
+    ('MixerTask', True)
     """
 
     def __init__(self, order: Order):
@@ -332,7 +349,13 @@ def _refusal(message: str, original: Any) -> Any:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """What a task or mixer says to a wrong model or setting, as a DropInError."""
+    """What a task or mixer says to a wrong model or setting, as a DropInError.
+
+    >>> with one_line():
+    ...     raise ValueError("alpha must be > 0")
+    Traceback (most recent call last):
+    timm_mix.drop_in.seat.DropInError: alpha must be > 0
+    """
     try:
         yield
     except (ValueError, TypeError) as error:

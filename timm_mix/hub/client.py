@@ -37,15 +37,30 @@ else:  # before 1.0 the client is requests, whose HTTPError is an answer with a 
 
 
 def can_push() -> bool:
-    """Whether the installed huggingface_hub is new enough for push_to_hub."""
+    """Whether the installed huggingface_hub is new enough for push_to_hub.
+
+    >>> import huggingface_hub
+    >>> can_push() == (tuple(map(int, huggingface_hub.__version__.split(".")[:2])) >= OLDEST_TO_PUSH)
+    True
+    """
     return tuple(map(int, re.findall(r"\d+", huggingface_hub.__version__)[:2])) >= OLDEST_TO_PUSH
 
 
 def status_of(error: Any) -> int | None:
-    """The HTTP status of what the Hub answered, None where it did not answer (a LocalEntryNotFoundError before 1.0)."""
+    """The HTTP status of what the Hub answered, None where it did not answer (a LocalEntryNotFoundError before 1.0).
+
+    >>> from types import SimpleNamespace as Answered
+    >>> status_of(Answered(response=Answered(status_code=404))), status_of(Answered(response=None))
+    (404, None)
+    """
     return getattr(error.response, "status_code", None)
 
 
 def reason_of(response: Any) -> str:
-    """The words beside the status: "Not Found"."""
+    """The words beside the status: "Not Found".
+
+    >>> from types import SimpleNamespace as Answer
+    >>> reason_of(Answer(reason_phrase="Not Found")), reason_of(Answer(reason="Not Found")), reason_of(None)
+    ('Not Found', 'Not Found', '')
+    """
     return str(getattr(response, "reason_phrase", None) or getattr(response, "reason", None) or "")

@@ -58,7 +58,14 @@ _LATER = "the Hub is in trouble; run the same command again later"
 
 
 class HubError(RuntimeError):
-    """The Hub did not do what was wanted; one line: what was wanted, what it said, what to do."""
+    """The Hub did not do what was wanted; one line: what was wanted, what it said, what to do.
+
+    >>> from timm_mix.hub import load_pretrained
+    >>> load_pretrained(".")  # a folder that nobody saved a model in
+    Traceback (most recent call last):
+        ...
+    timm_mix.hub.errors.HubError: cannot load .: the folder . has no config.json; give one that ...
+    """
 
 
 @contextmanager
@@ -70,6 +77,15 @@ def hub_errors(wanted: str, *, reading: bool = False) -> Iterator[None]:
 
     Xet raises ConnectionError and RuntimeError, the client HTTPError, ValueError (LFS errors, answers that are no JSON)
     and KeyError, TypeError or AttributeError (answers without what they must hold).
+
+    Raises:
+        HubError: for each of these.
+
+    >>> with hub_errors("get config.json of me/digits", reading=True):
+    ...     raise ConnectionError("reset by peer")
+    Traceback (most recent call last):
+        ...
+    timm_mix.hub.errors.HubError: cannot get config.json of me/digits: the connection failed (reset by peer); run ...
     """
     try:
         yield
@@ -85,6 +101,11 @@ def with_retries(call: Callable[[], _T], done: Callable[[], _T | None] = lambda:
     Args:
         done: asked before each repetition whether the failed call has worked after all (its answer was lost); what it
             returns is then the result.
+    Raises:
+        Exception: what the last call raised; at once, where another try would not help.
+
+    >>> with_retries(lambda: "at once")
+    'at once'
     """
     for wait in WAITS:
         try:
@@ -104,7 +125,11 @@ def with_retries(call: Callable[[], _T], done: Callable[[], _T | None] = lambda:
 
 
 def is_temporary(error: Exception) -> bool:
-    """Whether the same call may work a little later."""
+    """Whether the same call may work a little later.
+
+    >>> is_temporary(ConnectionError("reset by peer")), is_temporary(ValueError("no such name"))
+    (True, False)
+    """
     if isinstance(error, HfHubHTTPError):
         # the client itself would repeat this one for ever, without a pause
         conflict = status_of(error) == 409 and "conflicting operation is in progress" in error.response.text

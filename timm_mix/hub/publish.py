@@ -52,6 +52,13 @@ def push_to_hub(
     Raises:
         ValueError: the folder, the name or the settings are wrong; nothing is committed.
         HubError: the Hub did not do it; or the installed huggingface_hub is too old, which is said before all else.
+
+    >>> model = timm.create_model("wrn16_2", depth=10, num_classes=5)
+    >>> result = push_to_hub(model, "me/my_model", license="apache-2.0", dry_run=True)
+    >>> sorted(file.name for file in result.files)
+    ['README.md', 'config.json', 'model.safetensors', 'wide_resnet_cifar.py']
+    >>> result.reload
+    'import timm, wide_resnet_cifar; model = timm.create_model("hf-hub:me/my_model", pretrained=True)'
     """
     if not can_push():
         wanted = ".".join(map(str, OLDEST_TO_PUSH))

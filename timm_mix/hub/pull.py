@@ -54,6 +54,11 @@ def load_pretrained(
         kwargs: what timm.create_model takes (num_classes, in_chans, features_only, ...).
     Raises:
         HubError: one line; see `fetch`. The weights do not fit the network.
+
+    >>> from timm_mix.hub import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("test_resnet", num_classes=5), "my_model")
+    >>> load_pretrained(folder)(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 5])
     """
     folder = fetch(source, token=token, cache_dir=cache_dir)
     with _one_line(f"load {source}"):
@@ -65,6 +70,9 @@ def local_name(model_name: str) -> str:
 
     Raises:
         HubError: as `fetch`.
+
+    >>> local_name("resnet18")
+    'resnet18'
     """
     return f"local-dir:{fetch(model_name)}" if model_name.lower().startswith(_SOURCES) else model_name
 
@@ -78,6 +86,11 @@ def fetch(source: str | Path, *, token: str | None = None, cache_dir: str | Path
     Raises:
         HubError: one line: the Hub or the disk said no, bytes that are not the announced ones twice in a row, no
             safetensors, a config of an unknown architecture, or of a network larger than the weights.
+
+    >>> from timm_mix.hub import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("test_resnet", num_classes=5), "my_model")
+    >>> sorted(path.name for path in fetch(folder).iterdir())
+    ['config.json', 'model.safetensors']
     """
     name = str(source)
     if not name.lower().startswith(_SOURCES) and Path(name.removeprefix("local-dir:")).is_dir():

@@ -23,7 +23,11 @@ __all__ = ["PushResult", "PushedFile", "Wish", "check_wish", "full_repo_id", "pu
 
 @dataclass(frozen=True)
 class Wish:
-    """How a release is to be pushed; see push_to_hub."""
+    """How a release is to be pushed; see push_to_hub.
+
+    >>> Wish(revision="draft", dry_run=True).remote("me/my_model").revision
+    'draft'
+    """
 
     private: bool | None = None
     create_pr: bool = False
@@ -42,7 +46,11 @@ class Wish:
 
 @dataclass(frozen=True)
 class PushedFile:
-    """change: "add", "change", "unchanged", "remove", or "unknown" where a dry run could not reach the Hub."""
+    """change: "add", "change", "unchanged", "remove", or "unknown" where a dry run could not reach the Hub.
+
+    >>> PushedFile("config.json", size=512, change="unchanged").change
+    'unchanged'
+    """
 
     name: str
     size: int
@@ -60,6 +68,11 @@ class PushResult:
     unreached: why a dry run could not compare with the Hub.
     private: whether the repository is a private one; None in a dry run.
     folded: the push of the folded network.
+
+    >>> file = PushedFile("config.json", size=512, change="unchanged")
+    >>> url = "https://huggingface.co/me/my_model"
+    >>> PushResult("me/my_model", url, (file,), ignored=("notes.txt",), reload="import timm; ...").commit_url is None
+    True
     """
 
     repo_id: str
@@ -80,6 +93,12 @@ def check_wish(repo_id: str, wish: Wish) -> None:
 
     Raises:
         ValueError: the name is none that the Hub takes; an empty revision, or one beside a pull request.
+
+    >>> check_wish("me/my_model", Wish(revision="draft"))
+    >>> check_wish("me/my_model", Wish(revision="draft", create_pr=True))
+    Traceback (most recent call last):
+        ...
+    ValueError: a pull request goes to the main branch; leave the revision 'draft' out
     """
     if not isinstance(repo_id, str) or not repo_id:
         raise ValueError(f"wanted a repository as owner/name, got {repo_id!r}")
@@ -95,6 +114,9 @@ def full_repo_id(repo_id: str, wish: Wish) -> str:
 
     Raises:
         HubError: there is no token, or the Hub does not take it.
+
+    >>> full_repo_id("me/my_model", Wish(dry_run=True))
+    'me/my_model'
     """
     if not wish.has_token and not wish.dry_run:
         raise HubError(f"cannot push to {repo_id}: {NO_TOKEN}")
@@ -110,6 +132,13 @@ def push_release(release: Release, wish: Wish, *, made_private: bool = False) ->
         made_private: a repository that is made is a private one, where the wish does not say.
     Raises:
         HubError: one line, see there.
+
+    >>> from timm_mix.hub.release import read_release
+    >>> from timm_mix.hub.save import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("test_resnet", num_classes=5), "my_model")
+    >>> result = push_release(read_release(folder, "me/my_model", license="mit"), Wish(dry_run=True))
+    >>> sorted(file.name for file in result.files)
+    ['README.md', 'config.json', 'model.safetensors']
     """
     repo_id = release.facts.repo_id
     remote = wish.remote(repo_id)

@@ -33,6 +33,12 @@ class Release:
     files: name in the repository -> content, or the path of the weights.
     ignored: names that stay at home.
     short_card: the folder has no card, the short one was made here.
+
+    >>> from timm_mix.hub.save import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("test_resnet", num_classes=5), "my_model")
+    >>> release = read_release(folder, "me/my_model", license="mit")
+    >>> release.license, release.short_card, "license: mit" in release.card
+    ('mit', True, True)
     """
 
     folder: Path
@@ -68,6 +74,13 @@ def read_release(folder: Path, repo_id: str, *, license: str | None = None, ense
         ensemble: whose folded network this is; the licence is then the ensemble's.
     Raises:
         ValueError: something is missing, torn, a pickle, or does not fit together.
+
+    >>> from timm_mix.hub.save import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("test_resnet", num_classes=5), "my_model")
+    >>> written = (folder / "notes.txt").write_text("stays at home")
+    >>> release = read_release(folder, "me/my_model", license="mit")
+    >>> sorted(release.files), release.ignored
+    (['README.md', 'config.json', 'model.safetensors'], ('notes.txt',))
     """
     names = _names(folder)
     written = (folder / WEIGHTS).stat().st_mtime_ns

@@ -32,6 +32,9 @@ class Head:
 
     files: name -> digest: sha256 of large files, git's sha1 of the others.
     large: names of the files that are stored as large ones.
+
+    >>> Head("3f2a", private=False, files={"config.json": "9c1d"}, large=frozenset()).files
+    {'config.json': '9c1d'}
     """
 
     sha: str | None
@@ -42,12 +45,28 @@ class Head:
 
 @dataclass(frozen=True)
 class PullRequest:
+    """A pull request on the Hub: the page to look at, and the revision by which its files are read.
+
+    >>> PullRequest("https://huggingface.co/me/my_model/discussions/1", "refs/pr/1").reference
+    'refs/pr/1'
+    """
+
     url: str
     reference: str
 
 
 class Remote:
-    """Every method raises HubError, in one line."""
+    """A repository, asked for over the network by its methods. Every method raises HubError, in one line.
+
+    Args:
+        repo_id: owner/name.
+        token: None takes HF_TOKEN or what `hf auth login` has stored.
+        revision: the branch that is written to; None is the main one.
+        create_pr: commits become pull requests.
+
+    >>> Remote("me/my_model").url
+    'https://.../me/my_model'
+    """
 
     def __init__(self, repo_id: str, *, token: str | None = None, revision: str | None = None, create_pr: bool = False):
         self.repo_id = repo_id

@@ -34,6 +34,11 @@ def save_pretrained(
     Raises:
         ValueError: `folder` exists and is something else than an earlier save; label_names of another length; no whole
             model (features only, or one part of a SplitNet).
+
+    >>> model = timm.create_model("mixmo_wrn16_2_m2", depth=10, num_classes=2)
+    >>> folder = save_pretrained(model, "my_model", label_names=["cat", "dog"])
+    >>> timm.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg["label_names"]
+    ['cat', 'dog']
     """
     folder = Path(folder).resolve()
     model = unwrap_model(model)
@@ -91,7 +96,12 @@ def _put_in_place(scratch: Path, folder: Path) -> None:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether save_pretrained may write here: an earlier save, or nothing yet."""
+    """Whether save_pretrained may write here: an earlier save, or nothing yet.
+
+    >>> folder = save_pretrained(timm.create_model("test_resnet"), "my_model")
+    >>> is_model_folder(folder), is_model_folder(folder / "nothing_yet")
+    (True, False)
+    """
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}

@@ -1,4 +1,10 @@
-"""timm models: importing this package registers them."""
+"""timm models: importing this package registers them.
+
+>>> import timm, torch, timm_mix
+>>> model = timm.create_model("mixmo_wrn16_2_m2", num_classes=5)
+>>> model(torch.zeros(2, 3, 32, 32), return_members=True).shape
+torch.Size([2, 2, 5])
+"""
 
 # the wrappers at the end build on the others
 from timm_mix.models import (  # isort: skip

@@ -36,6 +36,12 @@ class Parts:
     core: the network with its first convolution replaced by the identity and without classifier; [B, C', h, w] in.
     encoders: one first convolution per member, each with its own random weights.
     heads: one classifier per member, each with its own random weights; empty when there are no classes.
+
+    >>> parts = take_apart("wrn16_2", members=2, num_classes=5)
+    >>> [encoder(torch.zeros(1, 3, 32, 32)).shape for encoder in parts.encoders]
+    [torch.Size([1, 16, 32, 32]), torch.Size([1, 16, 32, 32])]
+    >>> parts.core(torch.zeros(1, 16, 32, 32)).shape
+    torch.Size([1, 128])
     """
 
     core: nn.Module
@@ -49,6 +55,9 @@ def build_backbone(name: str, **kwargs: Any) -> nn.Module:
     Raises:
         ValueError: an unknown name, a name with a source such as 'hf-hub:', or a file for the backbone alone (a config
             from the Hub could name any file of its reader).
+
+    >>> build_backbone("test_resnet", num_classes=5, in_chans=1)(torch.zeros(2, 1, 64, 64)).shape
+    torch.Size([2, 5])
     """
     _known_cfg(name)
     if kwargs.get("checkpoint_path"):
@@ -64,6 +73,10 @@ def backbone_cfg(name: str, first_conv: Tuple[str, ...], classifier: Tuple[str, 
 
     Raises:
         ValueError: a name that timm does not know.
+
+    >>> cfg = backbone_cfg("wrn16_2", first_conv=("encoders.0", "encoders.1"), classifier=("heads.0", "heads.1"))
+    >>> cfg["input_size"], cfg["first_conv"], "url" in cfg
+    ((3, 32, 32), ('encoders.0', 'encoders.1'), False)
     """
     values = _known_cfg(name).to_dict()
     inherited = {key: values[key] for key in _INHERITED if values.get(key) is not None}
@@ -75,6 +88,9 @@ def features_cfg(name: str, kwargs: Dict[str, Any]) -> Dict[str, Any]:
 
     Raises:
         ValueError: another feature_cls than 'getter'; the others rebuild a network from its children.
+
+    >>> features_cfg("wrn16_2", {"features_only": True})
+    {'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3)}
     """
     if kwargs.pop("feature_cls", "getter") != "getter":
         raise ValueError("features of a model with members need feature_cls='getter' (the default)")
@@ -89,6 +105,9 @@ def first_conv_name(model: nn.Module) -> str:
 
     Raises:
         ValueError: none, several, or one that does not read the image's own channels.
+
+    >>> first_conv_name(timm.create_model("test_resnet"))
+    'conv1.0'
     """
     name = model.pretrained_cfg.get("first_conv")
     conv = model.get_submodule(name) if isinstance(name, str) else None
@@ -101,7 +120,12 @@ def first_conv_name(model: nn.Module) -> str:
 
 
 def is_linear_conv(conv: nn.Module) -> bool:
-    """Whether the layer is linear in its weight (weight-standardised convolutions are not)."""
+    """Whether the layer is linear in its weight (weight-standardised convolutions are not).
+
+    >>> from timm.layers import StdConv2d
+    >>> is_linear_conv(nn.Conv2d(3, 5, 3)), is_linear_conv(StdConv2d(3, 5, 3))
+    (True, False)
+    """
     return type(conv) in (nn.Conv2d, Conv2dSame)
 
 
@@ -112,6 +136,10 @@ def take_apart(name: str, members: int, num_classes: int, **kwargs: Any) -> Part
 
     Raises:
         ValueError: members < 1, an unknown name, or a backbone without a single first convolution and classifier.
+
+    >>> parts = take_apart("wrn16_2", members=3, num_classes=5)
+    >>> len(parts.encoders), len(parts.heads), parts.heads[0]
+    (3, 3, Linear(in_features=128, out_features=5, bias=True))
     """
     check_count("members", members)
     core = build_backbone(name, num_classes=num_classes, **kwargs)
@@ -129,7 +157,13 @@ def take_apart(name: str, members: int, num_classes: int, **kwargs: Any) -> Part
 
 
 def check_drop_rates(kwargs: Dict[str, Any]) -> None:
-    """Raise a ValueError unless every drop_rate, drop_path_rate, ... is in [0, 1): 1 would drop everything."""
+    """Raise a ValueError unless every drop_rate, drop_path_rate, ... is in [0, 1): 1 would drop everything.
+
+    >>> check_drop_rates({"drop_rate": 0.5, "drop_path_rate": 1})
+    Traceback (most recent call last):
+        ...
+    ValueError: drop_path_rate must be in [0, 1), got 1
+    """
     for name, rate in kwargs.items():
         if "drop" not in name or not name.endswith("_rate") or rate is None:
             continue

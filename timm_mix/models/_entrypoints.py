@@ -17,6 +17,10 @@ def register_table(create: Callable[..., nn.Module], docs: Mapping[str, str]) ->
     Args:
         create: called as create(name, pretrained, **kwargs).
         docs: name of the model -> docstring of its entrypoint.
+
+    >>> entrypoint = timm.models.model_entrypoint("mixmo_wrn28_2_m3")  # a row of mixmo's table
+    >>> entrypoint.__module__, entrypoint.__doc__
+    ('timm_mix.models.mixmo', 'MixMo with 3 members over wrn28_2.')
     """
     module = sys.modules[create.__module__]
     for name, doc in docs.items():

@@ -30,6 +30,14 @@ ENSEMBLES = ("logits", "softmax", "max")
 
 
 def check_ensemble(mode: str) -> str:
+    """The mode, if there is such an ensemble.
+
+    Raises:
+        ValueError: it is none of ENSEMBLES.
+
+    >>> check_ensemble("softmax")
+    'softmax'
+    """
     if mode not in ENSEMBLES:
         raise ValueError(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {mode!r}")
     return mode
@@ -41,6 +49,9 @@ def select_member(x: torch.Tensor, member: int, members: int) -> torch.Tensor:
 
     Raises:
         ValueError: another rank, or another number of members in dim 1.
+
+    >>> select_member(torch.zeros(5, 2, 3, 7, 11), 1, members=2).shape
+    torch.Size([5, 3, 7, 11])
     """
     if x.ndim == 4:
         return x
@@ -58,6 +69,11 @@ def mix_members(encoded: List[torch.Tensor], masks: Optional[torch.Tensor]) -> t
     Shapes: encoded M x [B, C', h, w].   masks [B|1, M, 1|C', h, w].   returns [B, C', h, w].
     Raises:
         ValueError: masks of another shape, or not summing to 1.
+
+    >>> encoded = [torch.full((1, 1, 1, 2), 3.0), torch.full((1, 1, 1, 2), 5.0)]
+    >>> left = torch.tensor([1.0, 0.0]).view(1, 1, 1, 1, 2)
+    >>> mix_members(encoded, torch.cat([left, 1 - left], dim=1)).flatten()  # the first member's share is the left
+    tensor([ 6., 10.])
     """
     members = len(encoded)
     if masks is None:
@@ -86,6 +102,11 @@ def reduce_members(members: torch.Tensor, mode: str) -> torch.Tensor:
 
     `logits`: their mean. `softmax`: the logarithm of the mean probability, so that softmax of the result is that mean.
     `max`: the largest logit per class.
+
+    >>> reduce_members(torch.tensor([[[0.0, 4.0], [2.0, -2.0]]]), "logits")
+    tensor([[1., 1.]])
+    >>> reduce_members(torch.tensor([[[0.0, 4.0], [2.0, -2.0]]]), "max")
+    tensor([[2., 4.]])
     """
     if mode == "logits":
         return members.mean(dim=1)
@@ -96,7 +117,14 @@ def reduce_members(members: torch.Tensor, mode: str) -> torch.Tensor:
 
 @register_notrace_function
 def member_output(logits: List[torch.Tensor], return_members: bool, mode: str) -> torch.Tensor:
-    """Stack N x [B, K] into [B, N, K], and reduce to the ensemble [B, K] unless the members are asked for."""
+    """Stack N x [B, K] into [B, N, K], and reduce to the ensemble [B, K] unless the members are asked for.
+
+    Shapes: logits N x [B, K].   returns [B, N, K] or [B, K].
+
+    >>> logits = [torch.zeros(5, 13), torch.ones(5, 13)]
+    >>> member_output(logits, return_members=True, mode="logits").shape
+    torch.Size([5, 2, 13])
+    """
     members = torch.stack(logits, dim=1)
     if return_members:
         return members
@@ -105,13 +133,25 @@ def member_output(logits: List[torch.Tensor], return_members: bool, mode: str) -
 
 @register_notrace_function
 def concat_channels(features: List[torch.Tensor], channels_last: bool) -> torch.Tensor:
-    """Put the members' features side by side on the channel axis: dim 1 of maps, the last of NHWC maps and tokens."""
+    """Put the members' features side by side on the channel axis: dim 1 of maps, the last of NHWC maps and tokens.
+
+    Shapes: N x [B, C, h, w] -> [B, N * C, h, w]; N x [B, h, w, C] -> [B, h, w, N * C]; N x [B, T, C] -> [B, T, N * C].
+
+    >>> concat_channels([torch.zeros(5, 3, 7, 11), torch.zeros(5, 3, 7, 11)], channels_last=False).shape
+    torch.Size([5, 6, 7, 11])
+    """
     return torch.cat(features, dim=-1 if channels_last or features[0].ndim != 4 else 1)
 
 
 @register_notrace_function
 def split_channels(features: torch.Tensor, members: int, channels_last: bool) -> List[torch.Tensor]:
-    """Undo concat_channels."""
+    """Undo concat_channels.
+
+    Shapes: [B, N * C, h, w] -> N x [B, C, h, w], and so on.
+
+    >>> [part.shape for part in split_channels(torch.zeros(5, 6, 7, 11), members=2, channels_last=False)]
+    [torch.Size([5, 3, 7, 11]), torch.Size([5, 3, 7, 11])]
+    """
     return list(features.chunk(members, dim=-1 if channels_last or features.ndim != 4 else 1))
 
 
@@ -119,6 +159,10 @@ def prefix_matcher(matcher: Union[Dict[str, Any], Callable], prefix: str) -> Uni
     """timm's group_matcher of a wrapped network, for names that begin with `prefix` (a regular expression).
 
     Names without the prefix fall into the last group.
+
+    >>> matcher = prefix_matcher({"stem": "^conv1", "blocks": "^layer([0-9])"}, "core")
+    >>> [bool(re.match(matcher["stem"], name)) for name in ("core.conv1.weight", "conv1.weight")]
+    [True, False]
     """
     if callable(matcher):
         begin = re.compile(rf"^{prefix}\.")

@@ -16,7 +16,13 @@ _MULTIPLE = 4  # of channels, as in the published EfficientNet parts
 
 
 class NarrowingError(ValueError):
-    """A network with weights whose width cannot be changed layer by layer."""
+    """A network with weights whose width cannot be changed layer by layer.
+
+    >>> count_narrowed(timm.create_model("test_vit", device="meta"), 0.5, "head")
+    Traceback (most recent call last):
+        ...
+    timm_mix.models._narrowing.NarrowingError: the width of its ...cls_token (VisionTransformer) cannot be changed
+    """
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,11 @@ class _Resized:
 
 
 def narrow_channels(channels: int, width: float) -> int:
-    """Channels times `width`, to the nearest multiple of 4 and at least 4."""
+    """Channels times `width`, to the nearest multiple of 4 and at least 4.
+
+    >>> narrow_channels(64, 0.7), narrow_channels(3, 0.1)
+    (44, 4)
+    """
     return max(1, math.floor(channels * width / _MULTIPLE + 0.5)) * _MULTIPLE
 
 
@@ -59,6 +69,11 @@ def narrow_layers(model: nn.Module, width: float, pooled: str, device: Any = Non
     Raises:
         NarrowingError: weights of another kind (attention, mixtures of weights, group norm), or groups that the new
             width cannot hold.
+
+    >>> model = timm.create_model("test_efficientnet", num_classes=5, device="meta")
+    >>> narrow_layers(model, 0.5, "classifier", device="cpu")
+    >>> model.classifier, model(torch.zeros(2, 3, 64, 64)).shape
+    (Linear(in_features=128, out_features=5, bias=True), torch.Size([2, 5]))
     """
     target = torch.device(device) if device is not None else torch.get_default_device()
     resized = list(_resized(model, width, pooled))
@@ -74,6 +89,10 @@ def count_narrowed(model: nn.Module, width: float, pooled: str) -> int:
 
     Raises:
         NarrowingError: as there.
+
+    >>> model = timm.create_model("test_efficientnet", device="meta")
+    >>> count_narrowed(model, 1.0, "classifier") == sum(p.numel() for p in model.parameters())
+    True
     """
     return sum(new.parameters for new in _resized(model, width, pooled))
 

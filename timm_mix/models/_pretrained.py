@@ -42,23 +42,39 @@ _FIELDS = {field.name for field in fields(PretrainedCfg)}
 
 
 def shipped_folder() -> Path:
-    """Where the weights lie: in the checkout, else in the installed package."""
+    """Where the weights lie: in the checkout, else in the installed package.
+
+    >>> (shipped_folder() / "README.md").is_file()
+    True
+    """
     return shipped("model_cards/weights", "_weights")
 
 
 def is_declared(name: str) -> bool:
-    """Whether `arch.tag` is one of TAGS, whether or not its weights are there."""
+    """Whether `arch.tag` is one of TAGS, whether or not its weights are there.
+
+    >>> is_declared("wrn16_2.mixmo_m2_digits"), is_declared("wrn16_2")
+    (True, False)
+    """
     arch, _, tag = name.partition(".")
     return tag in TAGS.get(arch, ())
 
 
 def hub_id(name: str) -> str:
-    """The repository of `arch.tag` on the Hub."""
+    """The repository of `arch.tag` on the Hub.
+
+    >>> hub_id("wrn16_2.mixmo_m2_digits")
+    '.../wrn16_2.mixmo_m2_digits'
+    """
     return f"{ORGANISATION}/{name}"
 
 
 def untrained_cfg(name: str) -> Optional[PretrainedCfg]:
-    """timm's cfg of a name; of an architecture with weights of ours and no tag, the one that it has without them."""
+    """timm's cfg of a name; of an architecture with weights of ours and no tag, the one that it has without them.
+
+    >>> untrained_cfg("wrn16_2").num_classes, get_pretrained_cfg("wrn16_2.mixmo_m2_digits").num_classes
+    (100, 10)
+    """
     cfg = get_pretrained_cfg(name)
     return replace(_untagged(name), architecture=name) if name in TAGS else cfg
 
@@ -70,6 +86,10 @@ def register_weights(folder: Optional[Path] = None) -> None:
     default tag counts where pretrained=True stands without a tag, and for what timm says of the name.
 
     From outside the families' files, because those of the backbones also serve where nothing but timm is installed.
+
+    >>> register_weights(Path("no_weights_here"))  # registers nothing; those that ship were registered by the import
+    >>> timm.list_pretrained("wrn16_2.recursivemix_*")
+    ['wrn16_2.recursivemix_cifar100', 'wrn16_2.recursivemix_digits']
     """
     folder = shipped_folder() if folder is None else folder
     for arch, tags in TAGS.items():

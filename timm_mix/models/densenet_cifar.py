@@ -4,6 +4,10 @@ timm's DenseNet behind a 3x3 stem of 2k channels without pooling; every layer ad
 channels and size. `densenet190` is SplitNet's (arXiv:2011.14660), with three blocks of (depth - 4) / 6 layers;
 `densenet161_cifar` is RecursiveMix's (arXiv:2203.06844), with the four blocks of the ImageNet network, nothing between
 the stem and the first block, and no activation in the transitions.
+
+>>> import timm, torch, timm_mix
+>>> timm.create_model("densenet190", growth_rate=4, block_config=(1, 1, 1))(torch.zeros(2, 3, 32, 32)).shape
+torch.Size([2, 100])
 """
 
 from typing import Any, Callable, Dict, Tuple
@@ -27,6 +31,10 @@ class CifarDenseNet(DenseNet):
         H // 8 and W // 8 with four.
     Raises:
         ValueError: growth_rate below 1.
+
+    >>> model = CifarDenseNet(growth_rate=4, block_config=(2, 2, 2), num_classes=5)
+    >>> model.forward_features(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 16, 8, 8])
     """
 
     def __init__(

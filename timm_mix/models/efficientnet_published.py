@@ -6,6 +6,11 @@ After Tan & Le, ICML 2019, arXiv:1905.11946, in the three forms of the published
   branches, the more the deeper the stage.
 - `efficientnetb0_cifar` ...: the same for 32 x 32 images, with strides that end at 8 x 8.
 timm's efficientnet_b0 ... have the widths of the undivided nets, but other padding, initialisation or batch norm.
+
+>>> import timm, torch, timm_mix
+>>> model = timm.create_model("efficientnetb0_cifar", num_classes=5)
+>>> model(torch.zeros(2, 3, 32, 32)).shape
+torch.Size([2, 5])
 """
 
 import math
@@ -28,7 +33,11 @@ __all__ = ["ARCHS", "Arch", "Widths", "scaled_widths"]
 
 @dataclass(frozen=True)
 class Widths:
-    """Channels of the stem, of the seven stages and of the last convolution."""
+    """Channels of the stem, of the seven stages and of the last convolution.
+
+    >>> Widths(stem=32, stages=(16, 24, 40, 80, 112, 192, 320), head=1280).stages[-1]
+    320
+    """
 
     stem: int
     stages: Sequence[int]
@@ -37,7 +46,11 @@ class Widths:
 
 @dataclass(frozen=True)
 class Arch:
-    """width, depth: coefficients of the scaling; size: side of the image; dropout: before the classifier."""
+    """width, depth: coefficients of the scaling; size: side of the image; dropout: before the classifier.
+
+    >>> ARCHS["efficientnetb3"]
+    Arch(width=1.2, depth=1.4, size=300, dropout=0.3)
+    """
 
     width: float
     depth: float
@@ -70,7 +83,11 @@ _BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}
 
 
 def scaled_widths(base: Widths, coefficient: float, divisor: int) -> Widths:
-    """Widths times the coefficient, to multiples of `divisor` that keep nine tenths at least."""
+    """Widths times the coefficient, to multiples of `divisor` that keep nine tenths at least.
+
+    >>> scaled_widths(Widths(32, (16, 24, 40), 1280), 1.2, 8)
+    Widths(stem=40, stages=(24, 32, 48), head=1536)
+    """
 
     def scaled(channels: int) -> int:
         return make_divisible(channels * coefficient, divisor)

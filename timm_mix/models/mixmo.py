@@ -3,6 +3,12 @@
 M copies of the first convolution encode one image each, a mixing block joins their features with masks, one shared
 core and M linear heads give one prediction per member. Convolution and linear layers are linear, so the ensemble of
 all members on one image equals ONE plain backbone with the encoders summed and the heads averaged: `fold()`.
+
+>>> import timm, torch, timm_mix
+>>> model = timm.create_model("mixmo", backbone="wrn16_2", members=3, depth=10, num_classes=5).eval()
+>>> x = torch.rand(2, 3, 32, 32)
+>>> torch.allclose(model(x), model.fold()(x), atol=1e-4)
+True
 """
 
 import sys
@@ -44,6 +50,13 @@ class MixMo(nn.Module):
     Raises:
         ValueError: unknown backbone or ensemble, members < 1, input or masks of another shape, masks whose
             sum over the members is not 1.
+
+    >>> model = MixMo("wrn16_2", members=2, num_classes=5)
+    >>> model.stem_shape((32, 32))
+    (16, 32, 32)
+    >>> masks = torch.full((1, 2, 1, 32, 32), 0.5)  # half of each image
+    >>> model(torch.zeros(7, 2, 3, 32, 32), masks=masks, return_members=True).shape
+    torch.Size([7, 2, 5])
     """
 
     def __init__(

@@ -2,6 +2,11 @@
 
 `timm.create_model('narrow_efficientnet', backbone='efficientnet_b2', width=0.7)`: all channels times 0.7, rounded to
 4; everything else as timm builds it, the initialisation included. The division rules make their parts of these.
+
+>>> import timm, timm_mix
+>>> model = timm.create_model("narrow_efficientnet", backbone="test_efficientnet", width=0.5, num_classes=5)
+>>> model.num_features, timm.create_model("test_efficientnet").num_features
+(128, 256)
 """
 
 from dataclasses import dataclass
@@ -24,7 +29,11 @@ __all__ = ["FAMILIES", "Family", "count_narrow"]
 
 @dataclass(frozen=True)
 class Family:
-    """kind: timm's class; backbone: the default; pooled: its layer behind the pooling; init: its initialisation."""
+    """kind: timm's class; backbone: the default; pooled: its layer behind the pooling; init: its initialisation.
+
+    >>> FAMILIES["narrow_vgg"].backbone, FAMILIES["narrow_vgg"].pooled
+    ('vgg11', 'head.fc')
+    """
 
     kind: type
     backbone: str
@@ -41,7 +50,16 @@ _WIDTH = 0.7071  # one of two parts
 
 
 def count_narrow(variant: str, whole: nn.Module, width: float) -> int:
-    """Parameters that `variant` has at this width, `whole` being its backbone."""
+    """Parameters that `variant` has at this width, `whole` being its backbone.
+
+    Raises:
+        NarrowingError: a backbone with weights whose width cannot be changed.
+
+    >>> whole = timm.create_model("test_efficientnet", device="meta")
+    >>> part = timm.create_model("narrow_efficientnet", backbone="test_efficientnet", width=0.5)
+    >>> count_narrow("narrow_efficientnet", whole, 0.5) == sum(p.numel() for p in part.parameters())
+    True
+    """
     return count_narrowed(whole, width, FAMILIES[variant].pooled)
 
 

@@ -4,6 +4,11 @@ As MixMo trains them on Tiny-ImageNet: 3x3 stem with stride 2 to 64 channels and
 BN-ReLU-conv3x3-BN-ReLU-conv3x3 with the stride on the first convolution, a 1x1 shortcut on the activated input where
 the shape changes and the raw input elsewhere, neither BN nor ReLU before the pooling. `preact_resnet18_w<k>` has stages
 of 64k, 128k, 256k and 512k channels behind the same stem.
+
+>>> import timm, torch, timm_mix
+>>> model = timm.create_model("preact_resnet18", num_classes=5, device="meta")  # shapes without weights
+>>> model(torch.zeros(2, 3, 32, 32, device="meta")).shape
+torch.Size([2, 5])
 """
 
 import math
@@ -30,6 +35,10 @@ class PreActBasicBlock(nn.Module):
     """BN-ReLU-conv3x3-BN-ReLU-conv3x3; the shortcut is the raw input, or a 1x1 convolution of the activated one.
 
     Shapes: [B, in_chs, H, W] -> [B, out_chs, ceil(H / stride), ceil(W / stride)].
+
+    >>> from timm.layers import BatchNormAct2d
+    >>> PreActBasicBlock(3, 5, stride=2, norm_act=BatchNormAct2d)(torch.zeros(2, 3, 7, 11)).shape
+    torch.Size([2, 5, 4, 6])
     """
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, norm_act, drop_path: float = 0.0, **dd):
@@ -60,6 +69,10 @@ class PreActResNet(nn.Module):
     Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, 512k, ceil(H / 16), ceil(W / 16)].
     Raises:
         ValueError: not four stages of at least one block, or a widen_factor below 1.
+
+    >>> model = PreActResNet(layers=(1, 1, 1, 1), num_classes=5, device="meta")
+    >>> model.forward_features(torch.zeros(2, 3, 32, 32, device="meta")).shape
+    torch.Size([2, 512, 2, 2])
     """
 
     def __init__(

@@ -4,6 +4,10 @@ PyramidNet (Han et al., CVPR 2017, arXiv:1610.02915): 3x3 stem of 16 channels, e
 before, shortcuts without weights (average pooling where the stride is 2, zeros for the channels that are new).
 ShakeDrop (Yamada et al., arXiv:1802.02375): the branch of block j of L is disturbed with probability p_j = p j / L.
 `pyramidnet<depth>` is SplitNet's, with ShakeDrop; `pyramidnet_<depth>_<alpha>` is RecursiveMix's, without.
+
+>>> import timm, torch, timm_mix
+>>> timm.create_model("pyramidnet164", depth=11, alpha=6, num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
+torch.Size([2, 5])
 """
 
 import math
@@ -39,6 +43,9 @@ class ShakeDrop(nn.Module):
     Raises:
         ValueError: p outside [0, 1].
     Reference: Yamada et al., arXiv:1802.02375; one gate per batch, alpha and beta per sample as in SplitNet's code.
+
+    >>> ShakeDrop(0.25).eval()(torch.ones(1, 1, 1, 2))
+    tensor([[[[0.7500, 0.7500]]]])
     """
 
     def __init__(self, p: float = 0.5):
@@ -65,6 +72,11 @@ class PyramidBlock(nn.Module):
     """BN-conv1x1-BN-ReLU-conv3x3-BN-ReLU-conv1x1-BN beside a shortcut without weights.
 
     Shapes: [B, in_chs, H, W] -> [B, 4 * width, ceil(H / stride), ceil(W / stride)].
+
+    >>> from timm.layers import BatchNormAct2d
+    >>> block = PyramidBlock(3, 5, stride=2, norm_act=BatchNormAct2d, norm=nn.BatchNorm2d)
+    >>> block(torch.zeros(2, 3, 7, 11)).shape
+    torch.Size([2, 20, 4, 6])
     """
 
     def __init__(
@@ -109,6 +121,10 @@ class PyramidNet(nn.Module):
     Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, num_features, ceil(H / 4), ceil(W / 4)].
     Raises:
         ValueError: a depth that is not 9n + 2, a negative alpha, or a shakedrop_rate outside [0, 1].
+
+    >>> model = PyramidNet(depth=11, alpha=6, num_classes=5)  # one block per stage, 18, 20 and 22 wide inside
+    >>> model.forward_features(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 88, 8, 8])
     """
 
     def __init__(

@@ -10,6 +10,10 @@ basic blocks of 16k, 32k and 64k. The wide ResNets of the paper that named them,
 
 `resnet18_cifar` is the ResNet-18 of RecursiveMix (arXiv:2203.06844) and AutoMix (arXiv:2103.13027): timm's resnet18
 behind a 3x3 stem of 64 channels without pooling, four stages at full to eighth size.
+
+>>> import timm, torch, timm_mix
+>>> timm.create_model("resnet110", layers=(1, 1, 1), num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
+torch.Size([2, 5])
 """
 
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
@@ -41,6 +45,10 @@ class CifarResNet(ResNet):
         with four stages of an eighth.
     Raises:
         ValueError: not three or four stages, or an odd stem_width.
+
+    >>> model = CifarResNet(layers=(1, 1, 1), channels=(4, 8, 16), num_classes=5)
+    >>> model.forward_features(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 64, 8, 8])
     """
 
     def __init__(

@@ -2,6 +2,11 @@
 
 timm's variant "e": a deep stem of 64, 64 and 128 channels, shortcuts with average pooling where the map shrinks. All
 widths of a part are timm's keyword arguments: `channels`, `stem_width`, `base_width`, `cardinality`.
+
+>>> import timm, torch, timm_mix
+>>> model = timm.create_model("resnet50e", layers=(1, 1, 1, 1), channels=(8, 16, 32, 64), num_classes=5)
+>>> model(torch.zeros(2, 3, 64, 64)).shape
+torch.Size([2, 5])
 """
 
 from typing import Any, Dict

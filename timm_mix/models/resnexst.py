@@ -3,6 +3,11 @@
 `resnexst<depth>_<groups>x<width>d`: split attention of radix 2 over `groups` groups. Differs from timm's ResNeSt in the
 stem pool, which rounds up, in layer2 to layer4, where every block averages over 3 x 3 behind its split attention (in
 ResNeSt only the one that shrinks the map), and in the last norms, which start at one. `cardinality` divides it.
+
+>>> import timm, torch, timm_mix
+>>> model = timm.create_model("resnexst50_4x16d", layers=(1, 1, 1, 1), cardinality=2, num_classes=5)
+>>> model(torch.zeros(2, 3, 64, 64)).shape
+torch.Size([2, 5])
 """
 
 from typing import Any, Dict

@@ -9,6 +9,11 @@ published DropBlock: all blocks of layer3 and layer4, behind each of the three n
 argument of this name would mean another one: behind the second norm only, 5 x 5 in layer3. Seeds and rescaling are
 those of timm's DropBlock2d: one mask for all channels, seeds as dense as arXiv:1810.12890 has them in the interior
 (the published code may seed otherwise).
+
+>>> import timm, torch, timm_mix
+>>> model = timm.create_model("se_resnet50", layers=(1, 1, 1, 1), channels=(16, 16, 16, 16), num_classes=5)
+>>> model(torch.zeros(2, 3, 64, 64)).shape
+torch.Size([2, 5])
 """
 
 from functools import partial

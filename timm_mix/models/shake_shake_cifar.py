@@ -3,6 +3,10 @@
 Shake-Shake (Gastaldi, arXiv:1705.07485): every block has two branches that are mixed in shares drawn per sample, other
 shares for the gradients than for the values. `shake_resnet26_2x<w>d` has three stages of four blocks with w, 2w and 4w
 channels.
+
+>>> import timm, torch, timm_mix
+>>> timm.create_model("shake_resnet26_2x96d", depth=8, base_width=4, num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
+torch.Size([2, 5])
 """
 
 from typing import Any, Dict, List, Optional, Tuple, Union
@@ -30,6 +34,9 @@ class ShakeShake(nn.Module):
 
     Shapes: x1, x2 [B, C, H, W] -> the same.
     Reference: Gastaldi, arXiv:1705.07485 ("Shake-Shake-Image").
+
+    >>> ShakeShake().eval()(torch.full((1, 1, 1, 2), 3.0), torch.full((1, 1, 1, 2), 5.0))
+    tensor([[[[4., 4.]]]])
     """
 
     def forward(self, x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor:
@@ -66,6 +73,10 @@ class ShakeBlock(nn.Module):
     """Two branches ReLU-conv3x3-BN-ReLU-conv3x3-BN, shaken, beside a shortcut.
 
     Shapes: [B, in_chs, H, W] -> [B, out_chs, ceil(H / stride), ceil(W / stride)].
+
+    >>> block = ShakeBlock(3, 6, stride=2, act_layer=nn.ReLU, norm_layer=nn.BatchNorm2d)
+    >>> block(torch.zeros(2, 3, 7, 11)).shape
+    torch.Size([2, 6, 4, 6])
     """
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, act_layer, norm_layer, drop_path: float = 0.0, **dd):
@@ -93,6 +104,10 @@ class ShakeResNet(nn.Module):
     Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, 4w, ceil(H / 4), ceil(W / 4)].
     Raises:
         ValueError: a depth that is not 6n + 2, or an odd base_width.
+
+    >>> model = ShakeResNet(depth=8, base_width=4, num_classes=5)
+    >>> model.forward_features(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 16, 8, 8])
     """
 
     def __init__(

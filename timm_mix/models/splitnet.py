@@ -2,6 +2,11 @@
 
 The parts are independent timm models; their predictions are joined to one. Trained together (the co-training task)
 each part sees its own view of an image.
+
+>>> import timm, torch, timm_mix
+>>> model = timm.create_model("splitnet", backbone="wrn16_2", split=2, depth=10, num_classes=5)
+>>> model(torch.zeros(7, 3, 32, 32), return_members=True).shape
+torch.Size([7, 2, 5])
 """
 
 from functools import partial
@@ -51,6 +56,12 @@ class SplitNet(nn.Module):
         forward_features: the parts' features side by side on the channel axis.
     Raises:
         ValueError: unknown backbone or ensemble, an S that the family cannot take, input of another shape.
+
+    >>> model = SplitNet("wrn16_2", split=2, depth=10, num_classes=5).eval()
+    >>> views = torch.rand(7, 2, 3, 32, 32)
+    >>> members = model(views, return_members=True)
+    >>> members.shape, torch.allclose(members[:, 1], model.subnets[1](views[:, 1]), atol=1e-5)
+    (torch.Size([7, 2, 5]), True)
     """
 
     def __init__(

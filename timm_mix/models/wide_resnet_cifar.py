@@ -5,6 +5,10 @@ stride on the second convolution (padded at the right and the bottom), a 1x1 sho
 changes, BN-ReLU before the pooling. `wrn<depth>_<k>` has (depth - 4) / 6 blocks in each of three stages of 16k, 32k
 and 64k channels. `wrn28_8_openmixup` is the other form in which this network is published, by the AutoMix code
 (arXiv:2103.13027): see `style`.
+
+>>> import timm, torch, timm_mix
+>>> timm.create_model("wrn16_2", depth=10, num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
+torch.Size([2, 5])
 """
 
 import math
@@ -34,6 +38,10 @@ class PreActBlock(nn.Module):
     Openmixup's has biases and strides on the first convolution; `activated_shortcut`: BN-ReLU is before the shortcut.
 
     Shapes: [B, in_chs, H, W] -> [B, out_chs, ceil(H / stride), ceil(W / stride)].
+
+    >>> from timm.layers import BatchNormAct2d
+    >>> PreActBlock(3, 5, stride=2, norm_act=BatchNormAct2d)(torch.zeros(2, 3, 7, 11)).shape
+    torch.Size([2, 5, 4, 6])
     """
 
     def __init__(
@@ -84,6 +92,10 @@ class WideResNet(nn.Module):
     Shapes: [B, in_chans, H, W] -> [B, num_classes]; features [B, 64k, ceil(H / 4), ceil(W / 4)].
     Raises:
         ValueError: a depth that is not 6n + 4, a widen_factor below 1, or another style.
+
+    >>> model = WideResNet(depth=10, widen_factor=1, num_classes=5)
+    >>> model.forward_features(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 64, 8, 8])
     """
 
     def __init__(

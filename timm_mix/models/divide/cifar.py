@@ -2,6 +2,10 @@
 
 resnext29 divides its groups like every ResNeXt, by the rule in resnet.py. Dropout and ShakeDrop weaken with the
 parts: p / S and p / sqrt(S).
+
+>>> import timm_mix
+>>> timm_mix.divide("wide_resnet40_10", 4)
+{'channels': (80, 160, 320), 'drop_rate': 0.025}
 """
 
 import math

@@ -3,6 +3,10 @@
 Every width times 1 / sqrt(S), rounded as the family needs, and nudged where that leaves 0.9 to 1.1 of the whole
 network's parameters (see _fit). Depths, kernels, strides and stages stay. Where timm's entrypoint fixes the widths, a
 part is one of our `narrow_*` models over the same architecture.
+
+>>> import timm_mix
+>>> timm_mix.divide("mobilenetv3_small_050", 2)
+{'model_name': 'narrow_mobilenetv3', 'backbone': 'mobilenetv3_small_050', 'width': ...}
 """
 
 import re

@@ -2,6 +2,10 @@
 
 Widths are tables made by hand for S = 2 and 4, scaled like the whole network's but to multiples of 4; depths stay. The
 parts' dropout is the whole network's over sqrt(S).
+
+>>> import timm_mix
+>>> timm_mix.divide("efficientnetb0", 4)["channels"]
+(12, 16, 20, 40, 56, 96, 160)
 """
 
 import math

@@ -40,6 +40,12 @@ def fit_scale(
         count: parameters of a part; default: it is built and counted.
     Raises:
         ValueError: no scale fits.
+
+    >>> whole = timm.create_model("test_resnet", device="meta")  # stages of 32, 48, 48 and 96 channels
+    >>> def part(scale):
+    ...     return {"channels": tuple(rounded(width * scale, 8) for width in (32, 48, 48, 96))}
+    >>> fit_scale("test_resnet", whole, 2, part)
+    {'channels': (24, 32, 32, 64)}
     """
     scale, too_small, too_large = 1 / math.sqrt(split), 0.0, math.inf
     misses: list[float] = []
@@ -64,6 +70,10 @@ def fit_first(name: str, whole: nn.Module, split: int, parts: Iterable[Kwargs]) 
 
     Raises:
         ValueError: none fits.
+
+    >>> whole = timm.create_model("test_resnet", device="meta")
+    >>> fit_first("test_resnet", whole, 2, [{"channels": (width, width, width, width)} for width in (16, 40, 64)])
+    {'channels': (40, 40, 40, 40)}
     """
     misses: list[float] = []
     for kwargs in parts:
@@ -75,6 +85,11 @@ def fit_first(name: str, whole: nn.Module, split: int, parts: Iterable[Kwargs]) 
 
 
 def count_parameters(model: nn.Module) -> int:
+    """How many numbers a network learns; those on the meta device count as well.
+
+    >>> count_parameters(nn.Linear(3, 5))
+    20
+    """
     return sum(p.numel() for p in model.parameters())
 
 
@@ -83,6 +98,10 @@ def as_whole(name: str, kind: type) -> Any:
 
     Raises:
         ValueError: an unknown name, or a network of another class than the rule knows.
+
+    >>> from timm.models.vision_transformer import VisionTransformer
+    >>> as_whole("test_vit", VisionTransformer).embed_dim
+    64
     """
     whole = timm.create_model(name, device="meta") if timm.is_model(name) else None
     if not isinstance(whole, kind):
@@ -92,18 +111,38 @@ def as_whole(name: str, kind: type) -> Any:
 
 
 def no_rule(name: str, reason: str) -> ValueError:
+    """The error that a rule raises for an architecture which it cannot divide, for this reason.
+
+    >>> print(no_rule("mynet", "its widths are fixed"))
+    no division rule for 'mynet': its widths are fixed; divide=False makes an ensemble of whole networks of any kind
+    """
     return ValueError(
         f"no division rule for {name!r}: {reason}; divide=False makes an ensemble of whole networks of any kind"
     )
 
 
 def rounded(width: float, multiple: int) -> int:
-    """The nearest multiple, at least one."""
+    """The nearest multiple, at least one.
+
+    >>> rounded(45.3, 8), rounded(1, 8)
+    (48, 8)
+    """
     return max(1, math.floor(width / multiple + 0.5)) * multiple
 
 
 def remembered(rule: Rule) -> Rule:
-    """The rule, searching once only for each (architecture, S); every caller gets a dict of its own."""
+    """The rule, searching once only for each (architecture, S); every caller gets a dict of its own.
+
+    >>> import re
+    >>> @remembered
+    ... def rule(match, split):
+    ...     print("searching")
+    ...     return {"width": 64 // split}
+    >>> match = re.fullmatch("mynet", "mynet")
+    >>> rule(match, 2), rule(match, 2)
+    searching
+    ({'width': 32}, {'width': 32})
+    """
     found: dict[tuple[str, int], Kwargs] = {}
 
     @functools.wraps(rule)

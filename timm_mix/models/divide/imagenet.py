@@ -4,6 +4,10 @@ Stages and stem narrow together, or the groups are divided and nothing else. Dro
 divided with them: p / sqrt(S) for networks with attention, p / S for the plain ResNet that has any; DropBlock by
 sqrt(S). The published tables end at S = 8, those of the wide ResNets at S = 4, of ResNeSt at S = 1: beyond them the
 rule is the same.
+
+>>> import timm_mix
+>>> timm_mix.divide("resnext101e_64x4d", 4)
+{'cardinality': 16}
 """
 
 import math

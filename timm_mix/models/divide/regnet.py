@@ -3,6 +3,10 @@
 A RegNet's widths follow from three numbers: block j has the width w0 + wa * j, snapped to the nearest power of wm
 (times w0), and that to a multiple of 8. A part keeps the depth of every stage and the line's shape, and divides first
 width, last width and group width by sqrt(S); where the multiples of 8 are too coarse for that, wm moves as well.
+
+>>> import timm_mix
+>>> sorted(timm_mix.divide("regnetx_002", 2))
+['group_size', 'stem_width', 'w0', 'wa', 'wm']
 """
 
 import math

@@ -1,6 +1,10 @@
 """Division rules of timm's own ResNets and of the pre-activation wide ResNets.
 
 Plain names divide timm's own architecture: a 7x7 stem keeps its 64 channels, a deep stem narrows with the stages.
+
+>>> import timm_mix
+>>> timm_mix.divide("resnet50d", 4)
+{'channels': (32, 64, 128, 256), 'stem_width': 16}
 """
 
 import re
@@ -19,14 +23,28 @@ Rules = tuple[tuple[str, Rule], ...]
 
 
 def stage_width(name: str, split: int) -> int:
-    """Width of a part's first stage, 64 in the whole; the others are 2, 4 and 8 times that."""
+    """Width of a part's first stage, 64 in the whole; the others are 2, 4 and 8 times that.
+
+    Raises:
+        ValueError: S is not in the published table, the message names those that are.
+
+    >>> [stage_width("resnet50", split) for split in (2, 4, 8)]
+    [44, 32, 24]
+    """
     if split not in STAGE_WIDTHS:
         raise ValueError(f"{name} divides into S = 2, 4 or 8 parts, got S = {split}")
     return STAGE_WIDTHS[split]
 
 
 def divided_groups(name: str, groups: int, split: int) -> int:
-    """Groups of a part's convolutions."""
+    """Groups of a part's convolutions.
+
+    Raises:
+        ValueError: S does not divide the groups.
+
+    >>> divided_groups("resnext50_32x4d", groups=32, split=4)
+    8
+    """
     if groups % split:
         raise ValueError(f"{name} divides its {groups} groups: S must divide {groups}, got S = {split}")
     return groups // split

@@ -52,6 +52,11 @@ def register_division(pattern: str, rule: Optional[Rule] = None) -> Any:
             name another model as `model_name`. It raises ValueError for an S that the architecture cannot take.
     Raises:
         ValueError: a pattern that is registered already or does not compile, a rule that cannot be called so.
+
+    >>> with DIVISIONS.scoped():  # forget it afterwards
+    ...     rule = register_division("test_resnet", lambda match, split: {"channels": (32 // split,) * 4})
+    ...     divide("test_resnet", 2)
+    {'channels': (16, 16, 16, 16)}
     """
     return DIVISIONS.register(pattern, rule)
 
@@ -71,6 +76,12 @@ def divide(arch: str, split: int) -> dict[str, Any]:
     Reference: arXiv:2011.14660, sec. 3.1 and its published tables. Beyond the paper (ConvNeXt, RegNet, MobileNetV3,
     EfficientNet, DenseNet, ResNetV2, VGG, ViT, DeiT, Swin): widths by 1 / sqrt(S), so that the parts hold 0.9 to 1.1
     of the whole network's parameters in all.
+
+    >>> divide("resnet50", 2), divide("wrn28_10", 4)
+    ({'channels': (44, 88, 176, 352)}, {'widen_factor': 5})
+    >>> part = timm.create_model("wrn16_4", num_classes=5, **divide("wrn16_4", 2))
+    >>> part(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 5])
     """
     check_count("split", split)
     name = str(arch).split(".")[0]

@@ -2,6 +2,11 @@
 
 The embedding, the number of heads and the hidden width of the MLPs are each divided by sqrt(S). Heads keep their size
 where a whole number of them comes near enough; otherwise the size nearest to it.
+
+>>> import timm_mix
+>>> part = timm_mix.divide("vit_tiny_patch16_224", 2)
+>>> part["embed_dim"], part["num_heads"]
+(128, 2)
 """
 
 import math

@@ -44,6 +44,11 @@ class Concurrent:
 
     Args:
         graph: with all parts on one GPU and without gradients, replay captured launches.
+
+    >>> parts = [nn.Linear(3, 5).eval(), nn.Linear(3, 5).eval()]
+    >>> x = torch.zeros(7, 3)
+    >>> [y.shape for y in Concurrent()(parts, "forward", [x, x])]
+    [torch.Size([7, 5]), torch.Size([7, 5])]
     """
 
     def __init__(self, graph: bool = False):
@@ -88,6 +93,12 @@ def concurrent_parts(
     Raises:
         ValueError: no devices, a GPU that this machine does not have, settings together with enable=False, or a part
             without weights.
+
+    >>> parts = [nn.Linear(3, 5), nn.Linear(3, 5)]
+    >>> type(concurrent_parts(parts, devices=["cpu"], graph=False, enable=True)).__name__
+    'Concurrent'
+    >>> concurrent_parts(parts, devices=None, graph=False, enable=False) is None
+    True
     """
     for i, part in enumerate(parts):
         if next(part.parameters(), None) is None:

@@ -27,6 +27,12 @@ class GraphCache:
 
     A graph reads the weights where they lay when it was captured: it sees their new values after an update in place,
     and is captured anew after a move or a replacement.
+
+    >>> double = lambda inputs: [2 * inputs[0]]
+    >>> x = torch.ones(3, device="cuda" if torch.cuda.is_available() else "cpu")
+    >>> result = GraphCache().replay("double", [], [x], double) if x.is_cuda else double([x])  # graphs need a GPU
+    >>> result[0].tolist()
+    [2.0, 2.0, 2.0]
     """
 
     def __init__(self) -> None:

@@ -8,7 +8,11 @@ __all__ = ["Elsewhere", "build_parts"]
 
 
 class Elsewhere(nn.Module):
-    """The place of a part that another process holds: no weights here, and a whole state dict passes it by."""
+    """The place of a part that another process holds: no weights here, and a whole state dict passes it by.
+
+    >>> Elsewhere().load_state_dict({}), list(Elsewhere().parameters())
+    (<All keys matched successfully>, [])
+    """
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Its keys of a whole model's state dict are wanted by another process: neither missing nor unexpected."""
@@ -34,6 +38,9 @@ def build_parts(build: Callable[[], nn.Module], split: int, only_part: Optional[
 
     Raises:
         ValueError: only_part is no number of a part.
+
+    >>> [type(part).__name__ for part in build_parts(lambda: nn.Linear(3, 5), 3, only_part=1)]
+    ['Elsewhere', 'Linear', 'Elsewhere']
     """
     if only_part is not None and not (type(only_part) is int and 0 <= only_part < split):
         raise ValueError(f"only_part must be an integer in 0..{split - 1} for {split} parts, got {only_part!r}")
