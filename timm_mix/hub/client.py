@@ -11,6 +11,7 @@ import huggingface_hub
 from huggingface_hub import errors, utils
 
 __all__ = [
+    "KEEPS_PARTS",
     "OLDEST_TO_PUSH",
     "REPEATS_DOWNLOADS",
     "ConnectionFailed",
@@ -39,6 +40,10 @@ else:  # before 1.0 the client is requests, whose HTTPError is an answer with a 
 def can_push() -> bool:
     """Whether the installed huggingface_hub is new enough for push_to_hub."""
     return tuple(map(int, re.findall(r"\d+", huggingface_hub.__version__)[:2])) >= OLDEST_TO_PUSH
+
+
+# whether what came of a download that failed is kept and continued, also where its length is wrong
+KEEPS_PARTS = not can_push()
 
 
 def status_of(error: Any) -> int | None:
