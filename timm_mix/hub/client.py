@@ -11,6 +11,7 @@ import huggingface_hub
 from huggingface_hub import errors, utils
 
 __all__ = [
+    "KEEPS_PARTS",
     "OLDEST_TO_PUSH",
     "REPEATS_DOWNLOADS",
     "ConnectionFailed",
@@ -44,6 +45,10 @@ def can_push() -> bool:
     True
     """
     return tuple(map(int, re.findall(r"\d+", huggingface_hub.__version__)[:2])) >= OLDEST_TO_PUSH
+
+
+# whether what came of a download that failed is kept and continued, also where its length is wrong
+KEEPS_PARTS = not can_push()
 
 
 def status_of(error: Any) -> int | None:

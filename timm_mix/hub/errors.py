@@ -177,6 +177,8 @@ def _said(error: Any, reading: bool) -> str:
         return f"{_one_line(error)}; make room on this disk and run the same command again"
     if type(error).__name__ in _NEVER_SENT:
         return f"{_one_line(error)}; look at HF_ENDPOINT and at the token"
+    if getattr(error, "response", None) is not None:  # requests' own error, which clients before 1.0 let through
+        return f"the Hub says {error.response.status_code} {reason_of(error.response)}; {_LATER}"
     if isinstance(error, (ConnectionFailed, ConnectionError)):
         goes_on = "" if reading else ", it goes on where it stopped"
         return f"the connection failed ({_one_line(error)}); run the same command again{goes_on}"

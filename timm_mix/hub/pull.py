@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from timm_mix.hub.client import REPEATS_DOWNLOADS, EntryNotFound, status_of
+from timm_mix.hub.client import KEEPS_PARTS, REPEATS_DOWNLOADS, EntryNotFound, status_of
 from timm_mix.hub.errors import HubError, hub_errors, with_retries
 from timm_mix.version import __version__
 
@@ -115,7 +115,7 @@ def _download(filename: str, where: dict[str, Any]) -> Path:
     with hub_errors(f"get {filename} of {where['repo_id']}", reading=True):
         for attempt in range(2):
             # an old library goes on with the part that it has kept, whatever is wrong with it
-            anew = {"force_download": True} if attempt and not REPEATS_DOWNLOADS else {}
+            anew = {"force_download": True} if attempt and KEEPS_PARTS else {}
             path = _try_download(filename, {**where, **anew})
             if path is not None and _is_as_announced(path):
                 return path
@@ -148,20 +148,21 @@ def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
         try:
             return hf_hub_download(filename=filename, library_name="timm_mix", library_version=__version__, **where)
         except LocalEntryNotFoundError as error:
-            # a long text around what really happened: an old library has not tried that again, a newer one has
-            raise error if REPEATS_DOWNLOADS else error.__cause__ or error from None
+            if REPEATS_DOWNLOADS:
+                raise
+            raise error.__cause__ or error from None  # what really happened may be temporary
         except HfHubHTTPError as error:
             if REPEATS_DOWNLOADS and status_of(error) in (408, 429):  # the library has waited for these already
                 with hub_errors(f"get {filename} of {where['repo_id']}", reading=True):
                     raise
-            if not REPEATS_DOWNLOADS and status_of(error) == 416:  # the kept part is as long as the file, or longer
+            if KEEPS_PARTS and status_of(error) == 416:  # the kept part is as long as the file, or longer
                 return None
             raise
 
     try:
         path = with_retries(call)
         return None if path is None else Path(path)
-    except LocalEntryNotFoundError as error:
+    except LocalEntryNotFoundError as error:  # a long text around what really happened
         raise error.__cause__ or error from None
     except EntryNotFound:
         kinds = "; pickled weights are never read" if filename == WEIGHTS else ""
