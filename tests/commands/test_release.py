@@ -332,7 +332,7 @@ def test_results_that_are_no_runs_are_refused(tmp_path, text):
 
 
 def test_the_script_ends_with_one_line_and_status_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match=r"^2$") as end:
         run_script(partial(release.main, [str(tmp_path / "none"), "--tag", "digits"]))
     assert end.value.code == 2
     out, err = capsys.readouterr()

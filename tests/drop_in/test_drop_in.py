@@ -221,7 +221,7 @@ def test_a_loader_without_a_length_leaves_the_schedules_at_their_start():
 
 def test_help_is_ours_before_the_script_and_the_scripts_after_it(capsys):
     for argv, text in (["--help"], "--mix KEY=VALUE"), (["--task", "mixmo", str(SCRIPT), "--help"], "--kd-model-name"):
-        with pytest.raises(SystemExit) as error:
+        with pytest.raises(SystemExit, match=r"^0$") as error:
             main(argv)
         assert error.value.code == 0
         assert text in capsys.readouterr().out

@@ -63,7 +63,7 @@ def test_what_is_no_classification_of_plain_images_is_refused():
 
 def stopped(capsys, *argv):
     """The one line that main leaves when it ends with status 2."""
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(SystemExit, match=r"^2$") as error:
         main([str(argument) for argument in argv])
     assert error.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -160,6 +160,6 @@ def test_a_timm_without_the_names_is_told_which_versions_work(capsys, monkeypatc
 
 def test_several_processes_say_it_once(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["--mixer", "mixup"])
     assert capsys.readouterr().err == ""
