@@ -1,6 +1,5 @@
 """Mistakes with drop_in: one line, exit status 2, no traceback."""
 
-import logging
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import timm.data
 import timm.scheduler
 import timm.task
 import torch
-from drop_in_runs import NAMES, PLAIN, RUNS, SCRIPT, Run, write_digits
+from drop_in_runs import NAMES, PLAIN, RUNS, SCRIPT, Run
 
 from timm_mix.drop_in import DropInError, Order, Seat, main
 
@@ -19,22 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 ROOT = Path(__file__).parents[2]
 BEFORE = [getattr(module, name) for module, name in NAMES]
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    """timm's script sets up the root logger."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("digits")
-    write_digits(root)
-    return root
 
 
 @pytest.mark.parametrize(
