@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from support.trainer_runs import forget_accelerator
 
 import timm_mix  # noqa: F401  (registers the models)
 
@@ -42,5 +42,4 @@ def pytest_terminal_summary(terminalreporter, config):
 def _no_accelerate_state():
     """accelerate keeps one state per process: leave none to the next test."""
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerator()

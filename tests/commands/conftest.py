@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from finetune_runs import run_finetune, save_sources, write_digits
 from PIL import Image
-from script_runs import NAMES, SIZE, TRAIN, _stop, fresh_accelerate
+from script_runs import NAMES, SIZE, TRAIN, fresh_accelerate
+from support.trainer_runs import press_ctrl_c
 
 from timm_mix.commands.train import main
 from timm_mix.train.loop.trainer import Trainer
@@ -59,11 +60,11 @@ def interrupted(run, monkeypatch):
     update = Trainer._update
 
     def until(trainer, group, number):
-        return _stop() if number == TRAIN // 8 + 1 else update(trainer, group, number)
+        return press_ctrl_c() if number == TRAIN // 8 + 1 else update(trainer, group, number)
 
     def start(place, *flags):
         with monkeypatch.context() as patch:
-            patch.setattr(Trainer, *(("_report", _stop) if place == "after an epoch" else ("_update", until)))
+            patch.setattr(Trainer, *(("_report", press_ctrl_c) if place == "after an epoch" else ("_update", until)))
             with pytest.raises(KeyboardInterrupt, match="stopped"):
                 run(*flags)
 

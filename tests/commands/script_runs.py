@@ -7,7 +7,7 @@ from pathlib import Path
 
 import timm
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from support.trainer_runs import forget_accelerator
 from torch.nn import functional as F
 
 from timm_mix.train.data.sources import open_dataset
@@ -37,8 +37,7 @@ def fresh_accelerate():
     try:
         yield
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        forget_accelerator()
 
 
 def checkpoint(folder, name="last"):
@@ -56,12 +55,6 @@ def reloaded(folder):
 def figures(row):
     """A history row without what depends on the clock."""
     return {name: value for name, value in row.items() if name != "train_seconds"}
-
-
-def assert_equal_tensors(one, two):
-    assert one.keys() == two.keys()
-    for name in one:
-        assert torch.equal(one[name], two[name]), name
 
 
 def assert_equal_states(one, two):
@@ -101,10 +94,6 @@ def scored(model, images):
             hits += int(log_p.argmax()) == label
             nll -= log_p[label].item()
     return 100 * hits / VALIDATION, nll / VALIDATION
-
-
-def _stop(*args):
-    raise KeyboardInterrupt("stopped")
 
 
 def in_a_process(command, **settings):

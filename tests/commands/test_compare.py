@@ -125,7 +125,7 @@ def test_a_killed_run_fails_the_suite_and_goes_on_the_next_time(run, tmp_path, m
     flags = ["--seeds", "4", "--set", "epochs=6", "mixup=1.0"]
     with monkeypatch.context() as patch:
         patch.setattr(Forked, "before_poll", staticmethod(kill_after_an_epoch))
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit, match=r"^1$") as caught:
             run(*flags)
     assert caught.value.code == 1
     assert 0 < len(json.loads(results.read_text())["epochs"]) < 6
@@ -164,7 +164,7 @@ def test_a_mistake_ends_with_status_2_and_no_table(suite, monkeypatch, capsys, t
     monkeypatch.setattr(
         "sys.argv", ["compare.py", "--suite", str(suite), "--output", str(tmp_path / "o"), "--jobs", "0"]
     )
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit, match=r"^2$") as caught:
         run_script(compare.main)
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: --jobs must be >= 1, got 0\n"

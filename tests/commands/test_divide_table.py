@@ -63,7 +63,7 @@ def test_mistakes_are_one_line_and_status_2(argv, message, capsys):
     with pytest.raises(UsageError, match=message):
         divide_table.main(argv)
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match=r"^2$") as exit_:
         run_script(lambda: divide_table.main(argv))
     assert exit_.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

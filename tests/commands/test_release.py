@@ -12,10 +12,10 @@ import pytest
 import timm
 import torch
 import weights_check
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from script_runs import NAMES, VALIDATION, scored
 from support.registry import registered
+from support.trainer_runs import forget_accelerator
 from support.weight_folders import assert_complete, quoted_flags, results_of
 
 from timm_mix.card import make_card
@@ -49,11 +49,6 @@ def _short_throughput():
         yield
 
 
-def _reset():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.fixture(scope="module")
 def runs(images, tmp_path_factory):
     """Finished runs of one epoch by name."""
@@ -62,7 +57,7 @@ def runs(images, tmp_path_factory):
         data = ["--data-dir", str(images), "--img-size", "16", "--aug", "small", "--workers", "0", "--batch-size", "12"]
         place = ["--output", str(root), "--experiment", name, "--cpu", "--epochs", "1", "--lr", "0.01"]
         train([*data, *place, *flags])
-        _reset()
+        forget_accelerator()
     return root
 
 
@@ -71,7 +66,7 @@ def _release(run, output, *flags):
     try:
         return release.main([str(run), *given, *flags])
     finally:
-        _reset()
+        forget_accelerator()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +83,7 @@ def _validated(flags, output):
         validate.main([*flags, "--workers", "0", "--output", str(output)])
         return results_of(output)
     finally:
-        _reset()
+        forget_accelerator()
 
 
 @pytest.mark.parametrize("name", [MIXMO, FOLDED])
@@ -182,7 +177,7 @@ def test_released_weights_are_fine_tuned_by_their_name(released, images, tmp_pat
     with registered(released):
         finetune.main([*data, *flags, "--experiment", "run"])
         start = timm.create_model(MIXMO, pretrained=True).state_dict()
-    _reset()
+    forget_accelerator()
     ended = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True).state_dict()
     changed = {key for key, tensor in ended.items() if not torch.equal(tensor, start[key])}
     assert changed == {f"heads.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}
@@ -332,7 +327,7 @@ def test_results_that_are_no_runs_are_refused(tmp_path, text):
 
 
 def test_the_script_ends_with_one_line_and_status_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match=r"^2$") as end:
         run_script(partial(release.main, [str(tmp_path / "none"), "--tag", "digits"]))
     assert end.value.code == 2
     out, err = capsys.readouterr()

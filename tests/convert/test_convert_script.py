@@ -197,7 +197,7 @@ def test_the_number_of_classes_is_the_checkpoints(official):
 
 
 def test_the_script_ends_with_one_line_and_status_2(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match=r"^2$") as end:
         run_script(partial(convert.main, ["none.pth", *SPLITNET, "--output", str(tmp_path / "hub")]))
     assert end.value.code == 2
     assert capsys.readouterr() == ("", "error: the checkpoint must be a file, none.pth is none; correct the path\n")

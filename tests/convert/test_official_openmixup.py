@@ -1,17 +1,19 @@
 """Openmixup's checkpoints of AutoMix and SAMix: names, places of every tensor, logits, networks and heads to choose."""
 
-import logging
 import re
 
 import pytest
 import timm
 import torch
+from official_layers import meta
 from official_loading import assert_refused, given_as
-from official_plain_nets import learned, meta, openmixup_resnet18, openmixup_wrn28_8, read_archs
+from official_plain_nets import learned, openmixup_resnet18, openmixup_wrn28_8, read_archs
 from official_splitnet_nets import random_state
 from torch import nn
 
 import timm_mix
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 ARCHS = read_archs("openmixup")
 NAMES = {
@@ -56,11 +58,6 @@ def _model(arch, **kwargs):
 def _empty(arch, **kwargs):
     """On the CPU, without the time for its own init."""
     return _model(arch, **kwargs).to_empty(device="cpu").double().eval()
-
-
-@pytest.fixture(autouse=True)
-def _quiet(caplog):
-    caplog.set_level(logging.WARNING, logger="timm_mix.convert")
 
 
 def test_names_of_the_published_networks():

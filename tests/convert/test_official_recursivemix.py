@@ -1,17 +1,19 @@
 """RecursiveMix's official checkpoints: names, places of every tensor, logits, the region head."""
 
-import logging
 from functools import partial
 
 import pytest
 import timm
 import torch
+from official_layers import meta
 from official_loading import assert_refused, given_as
-from official_plain_nets import learned, meta, read_archs, recursivemix_densenet161, recursivemix_resnet18
+from official_plain_nets import learned, read_archs, recursivemix_densenet161, recursivemix_resnet18
 from official_splitnet_nets import pyramidnet, random_state
 from torch import nn
 
 import timm_mix
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 ARCHS = read_archs("recursivemix")
 NAMES = {
@@ -78,11 +80,6 @@ def _model(arch, **kwargs):
 def _empty(arch):
     """On the CPU, without the time for its own init."""
     return _model(arch).to_empty(device="cpu").double().eval()
-
-
-@pytest.fixture(autouse=True)
-def _quiet(caplog):
-    caplog.set_level(logging.WARNING, logger="timm_mix.convert")
 
 
 def test_names_of_the_published_networks():

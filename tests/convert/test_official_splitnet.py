@@ -1,6 +1,5 @@
 """SplitNet's official checkpoints: names, places of every tensor, logits, the released zip."""
 
-import logging
 import re
 import tempfile
 import zipfile
@@ -10,12 +9,15 @@ import official_splitnet_nets as official
 import pytest
 import timm
 import torch
+from official_layers import meta
 from official_loading import assert_refused
 from official_splitnet_nets import ARCHS, checkpoint, part_shapes, random_state
 from official_splitnet_pairs import PAIRS
 from torch import nn
 
 import timm_mix
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 # published name -> ours, where they differ
 OURS = {
@@ -37,10 +39,6 @@ def _plain(arch):
     return OURS.get(arch, arch)
 
 
-def _meta(shapes):
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-
-
 def _places(model, source):
     """What load_official gives the model, without loading it."""
     seen = []
@@ -55,19 +53,13 @@ def _shapes(state):
     return {key: value.shape for key, value in state.items()}
 
 
-@pytest.fixture(autouse=True)
-def _quiet(caplog):
-    """The line about left-out tensors is asserted in one test, not printed in all."""
-    caplog.set_level(logging.WARNING, logger="timm_mix.convert")
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_published_key_has_its_place_and_shape(arch):
     """One part, as a plain network: the others differ from it in their prefix only."""
     part = timm_mix.divide(_plain(arch), ARCHS[arch]["S"])
     kwargs = {"model_name": _plain(arch), "num_classes": ARCHS[arch]["num_classes"], "device": "meta", **part}
     model = timm.create_model(**kwargs)
-    source = checkpoint(_meta(part_shapes(arch)))
+    source = checkpoint(meta(part_shapes(arch)))
     renamed = _places(model, source)
     assert _shapes(renamed) == _shapes(model.state_dict())
     for theirs, ours in PAIRS.get(arch, ()):
@@ -79,7 +71,7 @@ def test_all_parts_have_their_places_in_the_registered_model(arch):
     name = timm_mix.official_model("splitnet", arch, 2)
     assert name == f"splitnet_{_plain(arch)}_s2"
     model = timm.create_model(name, num_classes=ARCHS[arch]["num_classes"], device="meta")
-    renamed = _places(model, checkpoint(_meta(part_shapes(arch)), _meta(part_shapes(arch)), prefix="module."))
+    renamed = _places(model, checkpoint(meta(part_shapes(arch)), meta(part_shapes(arch)), prefix="module."))
     assert _shapes(renamed) == _shapes(model.state_dict())
 
 
@@ -172,7 +164,7 @@ def _whole(shapes, part_width, width):
 def test_a_baseline_checkpoint_loads_into_the_plain_model_and_into_one_part(arch, widths, count):
     """Parameters as published for S = 1 (table of arXiv:2011.14660's code)."""
     shapes = _whole(part_shapes(arch), *widths)
-    source = checkpoint(_meta(shapes))
+    source = checkpoint(meta(shapes))
     classes = ARCHS[arch]["num_classes"]
     plain = timm.create_model(timm_mix.official_model("splitnet", arch, 1), num_classes=classes, device="meta")
     if count is not None:
@@ -264,7 +256,7 @@ def test_only_shortcuts_that_shake_shake_never_runs_are_left_out_and_the_log_say
     """Blocks 1 to 3 of each stage keep their width; the published constructor gives them a shortcut all the same."""
     shapes = part_shapes("shake_resnet26_2x96d")
     model = timm.create_model("splitnet_shake_resnet26_2x96d_s2", num_classes=100, device="meta")
-    source = checkpoint(_meta(shapes), _meta(shapes))["state_dict"]
+    source = checkpoint(meta(shapes), meta(shapes))["state_dict"]
     renamed = _places(model, source)
     assert _shapes(renamed) == _shapes(model.state_dict())
     used = {id(tensor) for tensor in renamed.values()}
@@ -322,7 +314,7 @@ def test_a_mismatch_names_its_keys_and_leaves_the_model_alone(spoil, message):
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(name, kwargs, message):
-    parts = [_meta(_small_shapes()) for _ in range(2)]
+    parts = [meta(_small_shapes()) for _ in range(2)]
     model = timm.create_model(name, device="meta", **kwargs)
     with pytest.raises(ValueError, match=f"another network: .*{message}"):
         timm_mix.load_official(model, checkpoint(*parts))

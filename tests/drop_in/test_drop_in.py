@@ -1,7 +1,6 @@
 """drop_in over a script that is written as timm's own train script is: every task and mixer."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -16,8 +15,9 @@ import timm.models
 import timm.scheduler
 import timm.task
 import torch
-from drop_in_runs import BATCH, NAMES, RUNS, SCRIPT, STEPS, TRAIN, Run, write_digits
+from drop_in_runs import BATCH, NAMES, RUNS, SCRIPT, STEPS, TRAIN, Run
 from PIL import Image
+from support.equality import assert_equal_tensors
 from support.processes import free_ports
 from timm.utils import unwrap_model
 
@@ -33,22 +33,6 @@ ROOT = Path(__file__).parents[2]
 BEFORE = [getattr(module, name) for module, name in NAMES]
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    """timm's script sets up the root logger."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("digits")
-    write_digits(root)
-    return root
-
-
 def launch(name, images, out, *more):
     """A run in this process; the task it trained."""
     return run(*parse(RUNS[name].arguments(images, out, *more))).task
@@ -57,12 +41,6 @@ def launch(name, images, out, *more):
 def create(name, **kwargs):
     model, settings = RUNS[name].model
     return timm.create_model(model, num_classes=10, **settings, **kwargs)
-
-
-def assert_equal_tensors(one, two):
-    assert one.keys() == two.keys()
-    for name in one:
-        assert torch.equal(one[name], two[name]), name
 
 
 def test_every_task_and_mixer_has_a_run():
@@ -221,7 +199,7 @@ def test_a_loader_without_a_length_leaves_the_schedules_at_their_start():
 
 def test_help_is_ours_before_the_script_and_the_scripts_after_it(capsys):
     for argv, text in (["--help"], "--mix KEY=VALUE"), (["--task", "mixmo", str(SCRIPT), "--help"], "--kd-model-name"):
-        with pytest.raises(SystemExit) as error:
+        with pytest.raises(SystemExit, match=r"^0$") as error:
             main(argv)
         assert error.value.code == 0
         assert text in capsys.readouterr().out

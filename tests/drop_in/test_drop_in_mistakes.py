@@ -1,6 +1,5 @@
 """Mistakes with drop_in: one line, exit status 2, no traceback."""
 
-import logging
 import re
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import timm.data
 import timm.scheduler
 import timm.task
 import torch
-from drop_in_runs import NAMES, PLAIN, RUNS, SCRIPT, Run, write_digits
+from drop_in_runs import NAMES, PLAIN, RUNS, SCRIPT, Run
 
 from timm_mix.drop_in import DropInError, Order, Seat, main, parse
 from timm_mix.mixers import MIXERS
@@ -21,22 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 ROOT = Path(__file__).parents[2]
 BEFORE = [getattr(module, name) for module, name in NAMES]
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    """timm's script sets up the root logger."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("digits")
-    write_digits(root)
-    return root
 
 
 @pytest.mark.parametrize(
@@ -65,7 +48,7 @@ def test_what_is_no_classification_of_plain_images_is_refused():
 
 def stopped(capsys, *argv):
     """The one line that main leaves when it ends with status 2."""
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(SystemExit, match=r"^2$") as error:
         main([str(argument) for argument in argv])
     assert error.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -162,7 +145,7 @@ def test_a_timm_without_the_names_is_told_which_versions_work(capsys, monkeypatc
 
 def test_several_processes_say_it_once(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["--mixer", "mixup"])
     assert capsys.readouterr().err == ""
 

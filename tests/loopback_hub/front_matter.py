@@ -1,7 +1,9 @@
-"""The metadata block on top of a README.md: the part of YAML that cards use, and what the Hub demands of it."""
+"""The metadata block on top of a README.md: read as the Hub reads it, and what the Hub demands of it."""
 
 import re
 from typing import Any
+
+import yaml
 
 __all__ = ["check_card", "read_front_matter"]
 
@@ -15,8 +17,7 @@ LICENSES = """
 TEXTS = ("library_name", "pipeline_tag", "license_name", "license_link")
 LISTS = ("tags", "datasets", "metrics", "language", "base_model", "license")
 BLOCK = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
-KEY = re.compile(r"""^("[^"]*"|'[^']*'|[^\s#'"\[{&*!|>%@`-][^#]*?|-[^\s:]+)\s*:(?:\s+(.*)|)$""")
-QUOTED = re.compile(r"""(?:"((?:[^"\\]|\\.)*)"|'((?:[^']|'')*)')(?:\s+\#.*)?""")
+_YAML = "tag:yaml.org,2002:"
 
 
 def check_card(text: str) -> tuple[list[str], list[str]]:
@@ -67,113 +68,43 @@ def read_front_matter(text: str) -> dict[str, Any]:
     """The metadata of a card, {} where there are none.
 
     Raises:
-        ValueError: no mapping, or YAML beyond block mappings, lists, scalars and their flow forms.
+        ValueError: a block that is not closed, no YAML, a key twice, or no mapping.
     """
     if not text.startswith("---"):
         return {}
     found = BLOCK.match(text)
     if not found:
         raise ValueError("the block that --- opens is not closed")
-    lines = [line for line in found[1].splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    if any("\t" in line[: len(line) - len(line.lstrip())] for line in lines):
-        raise ValueError("a tab in the indentation")
-    if not lines:
+    try:
+        value = yaml.load(found[1], _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{line}{error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    if value is None:
         return {}
-    reader = _Reader(lines)
-    value = reader.block(_indent(lines[0]))
-    if reader.at != len(lines):
-        raise ValueError(f"line {reader.at + 1} is indented in no sensible way: {lines[reader.at]!r}")
     if not isinstance(value, dict):
-        raise ValueError("wanted a mapping")
+        raise ValueError(f"wanted a mapping, got {value!r}")
     return value
 
 
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip(" "))
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 where cards meet it: a key stands once, `no` is a language and no False, a date is text (as in JSON)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-class _Reader:
-    """Recursive descent over lines; `at` is the next one."""
-
-    def __init__(self, lines: list[str]):
-        self.lines, self.at = lines, 0
-
-    def block(self, indent: int) -> Any:
-        """The mapping or list whose lines begin at this column."""
-        line = self.lines[self.at][indent:]
-        return self._list(indent) if line == "-" or line.startswith("- ") else self._mapping(indent)
-
-    def _here(self, indent: int) -> str | None:
-        if self.at < len(self.lines) and _indent(self.lines[self.at]) == indent:
-            return self.lines[self.at][indent:].rstrip()
-        return None
-
-    def _list(self, indent: int) -> list[Any]:
-        items = []
-        while (line := self._here(indent)) is not None and (line == "-" or line.startswith("- ")):
-            rest = line[1:].lstrip()
-            if rest and (KEY.match(rest) or rest.startswith("- ")):
-                inner = indent + len(line) - len(rest)
-                self.lines[self.at] = " " * inner + rest  # the mapping begins behind the dash
-                items.append(self.block(inner))
-            else:
-                items.append(self._value(rest, indent))
-        return items
-
-    def _mapping(self, indent: int) -> dict[str, Any]:
-        pairs: dict[str, Any] = {}
-        while (line := self._here(indent)) is not None and not line.startswith("- "):
-            found = KEY.match(line)
-            if not found:
-                raise ValueError(f"wanted 'key: value', got {line!r}")
-            key = _scalar(found[1])
-            if key in pairs:
-                raise ValueError(f"the key {key!r} twice")
-            rest = found[2] or ""
-            # a list may stand at its key's own column
-            below = self.lines[self.at + 1] if self.at + 1 < len(self.lines) else ""
-            flush = not rest and _indent(below) == indent and below[indent:].startswith("-")
-            if flush:
-                self.at += 1
-            pairs[key] = self._list(indent) if flush else self._value(rest, indent)
-        return pairs
-
-    def _value(self, rest: str, indent: int) -> Any:
-        """What follows a key or a dash: on this line, or deeper on the next ones."""
-        self.at += 1
-        deeper = self.at
-        while deeper < len(self.lines) and _indent(self.lines[deeper]) > indent:
-            deeper += 1
-        if not rest:
-            return self.block(_indent(self.lines[self.at])) if deeper > self.at else None
-        more = [line.strip() for line in self.lines[self.at : deeper]]
-        self.at = deeper
-        if rest[0] in "|>" and rest.strip("|>+-0123456789") == "":
-            return ("\n" if rest[0] == "|" else " ").join(more)
-        return _scalar(" ".join([rest, *more]))
-
-
-def _scalar(text: str) -> Any:
-    text = text.strip()
-    if text[:1] in "\"'":
-        closed = QUOTED.fullmatch(text)
-        if not closed:
-            raise ValueError(f"a quote that is not closed: {text!r}")
-        return closed[1].replace('\\"', '"') if closed[1] is not None else closed[2].replace("''", "'")
-    text = re.sub(r"\s+#.*$", "", text)
-    if text[:1] == "[" and text[-1:] == "]":
-        return [_scalar(part) for part in text[1:-1].split(",") if part.strip()]
-    if text[:1] == "{" and text[-1:] == "}":
-        parts = [part.split(":", 1) for part in text[1:-1].split(",") if part.strip()]
-        return {str(_scalar(part[0])): _scalar(part[1]) if len(part) > 1 else None for part in parts}
-    if text[:1] in "[{&*!%@`" or ": " in text:
-        raise ValueError(f"cannot read {text!r}")
-    known: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
-    if text.lower() in known:
-        return known[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in pairs if tag not in (f"{_YAML}bool", f"{_YAML}timestamp")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_YAML}bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))

@@ -7,6 +7,7 @@ import threading
 import pytest
 import timm
 import torch
+from support.networks import fixed_images
 from timm.models import GraphExtractNet
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,10 +42,6 @@ def _create(name="splitnet", **kwargs):
     return model
 
 
-def _images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
 def _pair(name="splitnet", **kwargs):
     """The same network twice: sequential and in parallel."""
     model = _create(name, **(kwargs or TINY))
@@ -73,14 +70,14 @@ def _meet(model):
 def test_parallel_parts_give_the_sequential_logits(family):
     name, kwargs, size = FAMILIES[family]
     sequential, parallel = _pair(name, **kwargs) if kwargs else _pair(name, in_chans=3)
-    x = _images(3, 3, size, size)
+    x = fixed_images(3, 3, size, size)
     _assert_equal(parallel(x, return_members=True), sequential(x, return_members=True))
     _assert_equal(parallel(x), sequential(x))
 
 
 def test_all_parts_run_at_the_same_time():
     with torch.inference_mode():
-        assert _meet(_create(**TINY).parallelize())(_images(1, 3, 16, 16)).shape == (1, K)
+        assert _meet(_create(**TINY).parallelize())(fixed_images(1, 3, 16, 16)).shape == (1, K)
 
 
 def test_the_cores_are_shared_out_and_the_caller_keeps_its_own():
@@ -88,7 +85,7 @@ def test_the_cores_are_shared_out_and_the_caller_keeps_its_own():
     seen = []
     for subnet in model.subnets:
         subnet.register_forward_hook(lambda *_: seen.append((threading.current_thread(), torch.get_num_threads())))
-    model(_images(1, 3, 16, 16))
+    model(fixed_images(1, 3, 16, 16))
     assert [cores for _, cores in seen] == [2, 2]
     assert threading.main_thread() not in {thread for thread, _ in seen}
     assert torch.get_num_threads() == 4
@@ -109,13 +106,13 @@ def test_no_core_waits_for_the_last_part(parts, cores, of_each):
     seen = []
     for subnet in model.subnets:
         subnet.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
-    model(_images(1, 3, 16, 16))
+    model(fixed_images(1, 3, 16, 16))
     assert seen == [of_each] * parts
 
 
 def test_every_part_still_sees_its_own_view():
     sequential, parallel = _pair()
-    views = _images(5, S, 3, 16, 16)
+    views = fixed_images(5, S, 3, 16, 16)
     _assert_equal(parallel(views, return_members=True), sequential(views, return_members=True))
     assert not torch.allclose(parallel(views), parallel(views.flip(1)))
 
@@ -123,13 +120,13 @@ def test_every_part_still_sees_its_own_view():
 @pytest.mark.parametrize("ensemble", ["softmax", "max"])
 def test_every_ensemble_is_the_same(ensemble):
     sequential, parallel = _pair(ensemble=ensemble, **TINY)
-    x = _images(3, 3, 16, 16)
+    x = fixed_images(3, 3, 16, 16)
     _assert_equal(parallel(x), sequential(x))
 
 
 def test_features_and_heads_are_the_same():
     sequential, parallel = _pair()
-    x = _images(3, 3, 16, 16)
+    x = fixed_images(3, 3, 16, 16)
     _assert_equal(parallel.forward_features(x), sequential.forward_features(x))
     _assert_equal(parallel.forward_head(parallel.forward_features(x)), sequential(x))
     final, levels = parallel.forward_intermediates(x)
@@ -140,7 +137,7 @@ def test_features_and_heads_are_the_same():
 
 def test_a_dict_of_features_is_the_same():
     sequential, parallel = _pair(backbone="vit_tiny_patch16_224", divide=False, depth=2, img_size=32)
-    x = _images(2, 3, 32, 32)
+    x = fixed_images(2, 3, 32, 32)
     actual, expected = (m.forward_intermediates(x, output_dict=True) for m in (parallel, sequential))
     assert list(actual) == list(expected)
     _assert_equal(actual["image_features"], expected["image_features"])
@@ -150,7 +147,7 @@ def test_a_dict_of_features_is_the_same():
 
 def test_devices_are_taken_in_turn(monkeypatch):
     model = _create(backbone="wrn16_2", split=4)
-    x = _images(3, 3, 16, 16)
+    x = fixed_images(3, 3, 16, 16)
     expected, places = model(x), []
     for subnet in model.subnets:
         monkeypatch.setattr(subnet, "to", lambda device: places.append(device))
@@ -170,7 +167,7 @@ def test_undo_gathers_the_parts_on_the_first_device():
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_autocast_reaches_the_threads(memory_format):
     sequential, parallel = (model.to(memory_format=memory_format) for model in _pair())
-    x = _images(3, 3, 16, 16).contiguous(memory_format=memory_format)
+    x = fixed_images(3, 3, 16, 16).contiguous(memory_format=memory_format)
     dtypes = []
     parallel.subnets[1].conv1.register_forward_hook(lambda *args: dtypes.append(args[-1].dtype))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -181,7 +178,7 @@ def test_autocast_reaches_the_threads(memory_format):
 
 def test_gradient_and_inference_modes_reach_the_threads():
     model = _create(**TINY).parallelize()
-    x = _images(2, 3, 16, 16)
+    x = fixed_images(2, 3, 16, 16)
     modes = []
     model.subnets[1].register_forward_hook(
         lambda *_: modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
@@ -198,7 +195,7 @@ def test_gradient_and_inference_modes_reach_the_threads():
 
 def test_gradients_flow_in_evaluation():
     sequential, parallel = _pair()
-    x = _images(3, 3, 16, 16)
+    x = fixed_images(3, 3, 16, 16)
     for model in (sequential, parallel):
         model(x).square().sum().backward()
     for actual, expected in zip(parallel.parameters(), sequential.parameters(), strict=True):
@@ -207,7 +204,7 @@ def test_gradients_flow_in_evaluation():
 
 def test_training_is_sequential_and_exact():
     sequential, parallel = _pair(drop_rate=0.3, **TINY)
-    x = _images(4, 3, 16, 16)
+    x = fixed_images(4, 3, 16, 16)
     seen = []
     for subnet in parallel.subnets:
         subnet.register_forward_hook(lambda *_: seen.append(threading.current_thread()))
@@ -230,7 +227,7 @@ def test_an_error_in_a_thread_surfaces_as_itself():
 
     model = _create(**TINY).parallelize()
     hook = model.subnets[1].register_forward_hook(fail)
-    x = _images(1, 3, 16, 16)
+    x = fixed_images(1, 3, 16, 16)
     with pytest.raises(BrokenError, match="part 1"):
         model(x)
     hook.remove()
@@ -239,7 +236,7 @@ def test_an_error_in_a_thread_surfaces_as_itself():
 
 def test_new_weights_are_seen_at_once():
     sequential, parallel = _pair()
-    x = _images(3, 3, 16, 16)
+    x = fixed_images(3, 3, 16, 16)
     before = parallel(x)
     other = {key: value * 1.5 if value.is_floating_point() else value for key, value in sequential.state_dict().items()}
     for model in (sequential, parallel):
@@ -264,13 +261,13 @@ def test_undo_makes_it_sequential_again():
     seen = []
     for subnet in model.subnets:
         subnet.register_forward_hook(lambda *_: seen.append(threading.current_thread()))
-    model(_images(1, 3, 16, 16))
+    model(fixed_images(1, 3, 16, 16))
     assert seen == [threading.main_thread()] * S
 
 
 def test_the_state_dict_is_what_it_was():
     sequential, parallel = _pair()
-    parallel(_images(1, 3, 16, 16))
+    parallel(fixed_images(1, 3, 16, 16))
     assert list(parallel.state_dict()) == list(sequential.state_dict())
     sequential.load_state_dict(parallel.state_dict())
 
@@ -278,7 +275,7 @@ def test_the_state_dict_is_what_it_was():
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_are_parallel_too(copied):
     model = _create(**TINY).parallelize()
-    x = _images(1, 3, 16, 16)
+    x = fixed_images(1, 3, 16, 16)
     expected = model(x)  # with threads that are running
     other = copied(model)
     _assert_equal(other(x), expected)
@@ -288,7 +285,7 @@ def test_copies_are_parallel_too(copied):
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # deprecated, but timm's suite asks for it
 def test_a_traced_or_scripted_parallel_model_is_sequential():
     sequential, parallel = _pair()
-    x = _images(3, 3, 16, 16)
+    x = fixed_images(3, 3, 16, 16)
     expected = sequential(x)
     outputs = GraphExtractNet(parallel, [f"subnets.{i}.fc" for i in range(S)])(x)  # torch.fx
     _assert_equal(torch.stack(outputs, 1), sequential(x, return_members=True))
@@ -303,7 +300,7 @@ def test_modes_that_watch_one_thread_see_all_parts():
     counts = []
     for model in (sequential, parallel):
         with FlopCounterMode(display=False) as counter:
-            model(_images(1, 3, 16, 16))
+            model(fixed_images(1, 3, 16, 16))
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
 
@@ -311,7 +308,7 @@ def test_modes_that_watch_one_thread_see_all_parts():
 @torch.no_grad()
 def test_function_transforms_reach_all_parts():
     sequential, parallel = _pair()
-    x = _images(2, 3, 3, 16, 16)
+    x = fixed_images(2, 3, 3, 16, 16)
     _assert_equal(torch.vmap(parallel)(x), torch.stack([sequential(part) for part in x]))
 
 

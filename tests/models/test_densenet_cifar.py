@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from support.networks import batch_norm
 from timm.models.densenet import DenseNet
 from torch import nn
 from torch.nn import functional as F
@@ -33,10 +34,6 @@ def test_densenet161_cifar_has_the_published_number_of_parameters():
     assert sum(p.numel() for p in model.parameters()) == 26_902_088 - 220_900
 
 
-def _bn(norm, x):
-    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-
-
 def test_bare_densenets_activate_neither_the_stem_nor_the_transitions():
     model = timm.create_model("densenet161_cifar", growth_rate=6, block_config=(2, 1, 2, 1), num_classes=7)
     with torch.no_grad():
@@ -51,13 +48,13 @@ def test_bare_densenets_activate_neither_the_stem_nor_the_transitions():
     h = F.conv2d(x, features.conv0.weight, padding=1)
     for block in (1, 2, 3, 4):
         for layer in features.get_submodule(f"denseblock{block}").values():
-            new = F.conv2d(F.relu(_bn(layer.norm1, h)), layer.conv1.weight)
-            new = F.conv2d(F.relu(_bn(layer.norm2, new)), layer.conv2.weight, padding=1)
+            new = F.conv2d(F.relu(batch_norm(layer.norm1, h)), layer.conv1.weight)
+            new = F.conv2d(F.relu(batch_norm(layer.norm2, new)), layer.conv2.weight, padding=1)
             h = torch.cat([h, new], 1)
         if block < 4:
             transition = features.get_submodule(f"transition{block}")
-            h = F.avg_pool2d(F.conv2d(_bn(transition.norm, h), transition.conv.weight), 2)
-    h = F.relu(_bn(features.norm5, h)).mean((2, 3))
+            h = F.avg_pool2d(F.conv2d(batch_norm(transition.norm, h), transition.conv.weight), 2)
+    h = F.relu(batch_norm(features.norm5, h)).mean((2, 3))
     torch.testing.assert_close(model(x), F.linear(h, model.classifier.weight, model.classifier.bias))
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+from support.networks import count_parameters
 
 import timm_mix
 
@@ -37,15 +38,11 @@ def _part(arch, split, **kwargs):
     return timm.create_model(**{"model_name": arch, **timm_mix.divide(arch, split), **kwargs})
 
 
-def _count(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 def test_all_parts_hold_about_as_many_parameters_as_the_whole(arch):
-    whole = _count(timm.create_model(arch, device="meta"))
+    whole = count_parameters(timm.create_model(arch, device="meta"))
     for split in SPLITS:
-        assert 0.9 <= split * _count(_part(arch, split, device="meta")) / whole <= 1.1
+        assert 0.9 <= split * count_parameters(_part(arch, split, device="meta")) / whole <= 1.1
 
 
 @pytest.mark.parametrize(

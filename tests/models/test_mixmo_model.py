@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from support.networks import fixed_images
 from torch import nn
 
 from timm_mix.functional.masks import linear_masks
@@ -62,15 +63,11 @@ def _stirred(model):
     return model
 
 
-def _images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folded_network_has_the_ensembles_logits(family):
     model = _stirred(_create(family)).eval()
     size = SIZE.get(family, 64)
-    x = _images(2, 3, size, size)
+    x = fixed_images(2, 3, size, size)
     with torch.no_grad():
         logits = model(x)
         scale = logits.abs().max()
@@ -92,7 +89,7 @@ def test_folded_weights_load_strictly_into_the_plain_timm_model(family):
 def test_training_step_reaches_every_parameter(family):
     model = _create(family).train()
     size = SIZE.get(family, 64)
-    x = _images(4, 3, 3, size, size)
+    x = fixed_images(4, 3, 3, size, size)
     masks = linear_masks(torch.tensor([[0.2, 0.3, 0.5]]), model.stem_shape((size, size))[1:])
     logits = model(x, masks=masks, return_members=True)
     assert logits.shape == (4, 3, K)
@@ -103,7 +100,7 @@ def test_training_step_reaches_every_parameter(family):
 
 def test_mixing_block_equals_the_formula():
     model = timm.create_model("mixmo", backbone="wrn16_2", members=3, num_classes=K).eval().double()
-    x = _images(5, 3, 3, 32, 32).double()
+    x = fixed_images(5, 3, 3, 32, 32).double()
     shares = torch.rand(5, 3, 16, 32, 32, dtype=torch.float64)
     masks = shares / shares.sum(1, keepdim=True)
     mixed = 3 * sum(masks[:, i] * model.encoders[i](x[:, i]) for i in range(3))
@@ -114,7 +111,7 @@ def test_mixing_block_equals_the_formula():
 
 def test_without_masks_the_encoders_are_summed():
     model = timm.create_model("mixmo", backbone="wrn16_2", members=3, num_classes=K).eval()
-    x = _images(5, 3, 32, 32)
+    x = fixed_images(5, 3, 32, 32)
     expected = sum(head(model.core(sum(c(x) for c in model.encoders))) for head in model.heads) / 3
     torch.testing.assert_close(model(x), expected)
     torch.testing.assert_close(model(x, return_members=True).mean(1), expected)
@@ -123,14 +120,14 @@ def test_without_masks_the_encoders_are_summed():
 
 def test_equal_masks_equal_no_masks():
     model = timm.create_model("mixmo", backbone="wrn16_2", members=3, num_classes=K).eval()
-    x = _images(2, 3, 32, 32)
+    x = fixed_images(2, 3, 32, 32)
     masks = torch.full((1, 3, 1, 32, 32), 1 / 3)
     torch.testing.assert_close(model(x, masks=masks), model(x))
 
 
 def test_softmax_ensemble_averages_probabilities():
     model = timm.create_model("mixmo", backbone="wrn16_2", members=3, num_classes=K, ensemble="softmax").eval()
-    x = _images(5, 3, 32, 32)
+    x = fixed_images(5, 3, 32, 32)
     expected = model(x, return_members=True).softmax(-1).mean(1)
     torch.testing.assert_close(model(x).softmax(-1), expected)
 
@@ -165,7 +162,7 @@ PRECISION_NETS = ["mixmo_wrn16_2_m2", "mixmo_preact_resnet18_m2", "mixmo_resnet1
 @pytest.mark.parametrize("name", PRECISION_NETS)
 def test_channels_last_and_bf16_autocast_agree_with_float32(name):
     model = _stirred(timm.create_model(name, num_classes=K)).eval()
-    x = _images(2, 2, 3, 64, 64)
+    x = fixed_images(2, 2, 3, 64, 64)
     masks = linear_masks(torch.tensor([[0.3, 0.7]]), model.stem_shape((64, 64))[1:])
     with torch.no_grad():
         expected = model(x, masks=masks)
@@ -180,7 +177,7 @@ def test_a_compiled_model_still_refuses_masks_of_another_shape():
     compiled = torch.compile(timm.create_model("mixmo_wrn16_2_m2"), backend="eager")
     masks = torch.full((2, 3, 1, 32, 32), 1 / 3)
     with torch.no_grad(), pytest.raises(ValueError, match=r"masks must be \[2 or 1, 2, 1 or 16, 32, 32\]"):
-        compiled(_images(2, 2, 3, 32, 32), masks=masks)
+        compiled(fixed_images(2, 2, 3, 32, 32), masks=masks)
     torch.compiler.reset()
 
 
@@ -189,7 +186,7 @@ def test_a_compiled_model_still_refuses_masks_of_another_shape():
 def test_compiles_as_one_graph_with_masks(name, block):
     model = timm.create_model(name, num_classes=K).eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    x = _images(3, 2, 3, 64, 64)
+    x = fixed_images(3, 2, 3, 64, 64)
     plan = plan_mixmo(3, 2, model.stem_shape((64, 64)), rng=np.random.default_rng(0), block=block)
     masks, _ = member_masks(plan)
     torch.testing.assert_close(compiled(x, masks=masks, return_members=True), model(x, masks, True))
@@ -200,7 +197,7 @@ def test_compiles_as_one_graph_with_masks(name, block):
 def test_a_new_classifier_and_pooling_reach_fold_and_reload(family, pool, tmp_path):
     model = _stirred(_create(family)).eval()
     model.reset_classifier(7, pool)
-    x = _images(2, 3, 64, 64)
+    x = fixed_images(2, 3, 64, 64)
     assert model(x, return_members=True).shape == (2, 3, 7)
     torch.testing.assert_close(model.fold()(x), model(x), rtol=1e-4, atol=1e-5)
     if family != "vit":  # timm's own ViT builds another norm for 'avg' than reset_classifier leaves
@@ -216,7 +213,7 @@ def test_saved_weights_adapt_to_another_image_size(family, tmp_path):
     other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=128).eval()
     plain = timm.create_model(FAMILIES[family][0], **{**FAMILIES[family][1], **model.backbone_kwargs, "img_size": 128})
     assert other.core.state_dict().keys() <= plain.state_dict().keys()
-    assert other(_images(1, 3, 128, 128)).shape == (1, K)
+    assert other(fixed_images(1, 3, 128, 128)).shape == (1, K)
     for name, value in model.core.state_dict().items():
         if value.shape == other.core.state_dict()[name].shape and "relative_position_index" not in name:
             torch.testing.assert_close(other.core.state_dict()[name], value)
@@ -237,7 +234,7 @@ def test_generic_model_reloads_from_its_config(tmp_path):
     model = timm.create_model("mixmo", backbone="convnext_atto", members=3, num_classes=K).eval()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    x = _images(1, 3, 64, 64)
+    x = fixed_images(1, 3, 64, 64)
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
 
 
@@ -245,7 +242,7 @@ def test_pretrained_weights_adapt_to_other_channels_and_classes(tmp_path):
     model = timm.create_model("mixmo_wrn16_2_m2", num_classes=10)
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1, num_classes=7)
-    assert other(_images(2, 1, 32, 32), return_members=True).shape == (2, 2, 7)
+    assert other(fixed_images(2, 1, 32, 32), return_members=True).shape == (2, 2, 7)
     torch.testing.assert_close(other.encoders[1].weight, model.encoders[1].weight.sum(1, keepdim=True))
 
 

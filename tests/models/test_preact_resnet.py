@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
+from support.networks import batch_norm, stirred
 from timm.layers import BatchNormAct2d
-from torch import nn
 from torch.nn import functional as F
 
 from timm_mix.models.preact_resnet_cifar import PreActBasicBlock
@@ -28,23 +28,12 @@ def test_parameters_equal_the_published_networks(name, parameters):
 
 
 def _relu_bn(bn, x):
-    return F.relu(F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias))
-
-
-def _stirred(model):
-    with torch.no_grad():
-        for m in model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.weight.uniform_(0.5, 1.5)
-                m.bias.normal_()
-                m.running_mean.normal_()
-                m.running_var.uniform_(0.5, 1.5)
-    return model.eval()
+    return F.relu(batch_norm(bn, x))
 
 
 @pytest.mark.parametrize(("chs", "stride", "size"), [((5, 11), 2, 8), ((5, 11), 2, 7), ((5, 11), 1, 8), ((5, 5), 2, 7)])
 def test_blocks_that_change_the_shape_shortcut_the_activated_input(chs, stride, size):
-    block = _stirred(PreActBasicBlock(*chs, stride, BatchNormAct2d))
+    block = stirred(PreActBasicBlock(*chs, stride, BatchNormAct2d))
     x = torch.randn(2, chs[0], size, size)
     activated = _relu_bn(block.bn1, x)
     out = F.conv2d(activated, block.conv1.weight, stride=stride, padding=1)
@@ -53,7 +42,7 @@ def test_blocks_that_change_the_shape_shortcut_the_activated_input(chs, stride, 
 
 
 def test_other_blocks_shortcut_the_raw_input():
-    block = _stirred(PreActBasicBlock(5, 5, 1, BatchNormAct2d))
+    block = stirred(PreActBasicBlock(5, 5, 1, BatchNormAct2d))
     x = torch.randn(2, 5, 7, 7)
     out = F.conv2d(_relu_bn(block.bn1, x), block.conv1.weight, padding=1)
     out = F.conv2d(_relu_bn(block.bn2, out), block.conv2.weight, padding=1)
@@ -70,7 +59,7 @@ def test_strides_and_shortcuts_lie_at_the_head_of_the_stages():
 
 
 def test_nothing_stands_between_the_last_block_and_the_mean():
-    model = _stirred(timm.create_model("preact_resnet18", num_classes=3))
+    model = stirred(timm.create_model("preact_resnet18", num_classes=3))
     image = torch.randn(2, 3, 64, 64)
     x = F.conv2d(image, model.conv1.weight, stride=2, padding=1)
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):

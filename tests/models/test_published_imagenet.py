@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from support.networks import fixed_images
 from timm.layers import DropBlock2d, LayerNorm2d, SEModule
 from timm.layers.drop import drop_block_2d
 from timm.models.resnest import ResNestBottleneck
@@ -32,10 +33,6 @@ DROP_RATES = {
 }
 SMALL = {"layers": (1, 1, 2, 1), "num_classes": 13}
 NARROW = {**SMALL, "channels": (16, 32, 64, 128), "stem_width": 16}
-
-
-def _images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
 def _part(arch, split, **kwargs):
@@ -156,7 +153,7 @@ def test_a_part_computes_what_timms_classes_compute(arch):
     reference = IN_TWO[arch]()
     state = zip(reference.state_dict(), part.state_dict().values(), strict=True)
     reference.load_state_dict(dict(state))
-    x = _images(1, 3, 64, 64)
+    x = fixed_images(1, 3, 64, 64)
     out = part(x)
     assert out.std() > 1e-4
     torch.testing.assert_close(out, reference.eval()(x), rtol=0, atol=0)
@@ -165,7 +162,7 @@ def test_a_part_computes_what_timms_classes_compute(arch):
 def test_se_resnet50_b_is_se_resnet50_in_evaluation():
     b, plain = timm.create_model("se_resnet50_b", **NARROW), timm.create_model("se_resnet50", **NARROW)
     plain.load_state_dict(_scramble(b).state_dict(), strict=True)
-    x = _images(2, 3, 64, 64)
+    x = fixed_images(2, 3, 64, 64)
     torch.testing.assert_close(b(x), plain.eval()(x), rtol=0, atol=0)
 
 
@@ -226,7 +223,7 @@ def test_drop_block_lies_behind_every_norm_of_the_last_two_stages():
 def test_a_training_block_drops_behind_bn1_bn2_and_bn3():
     rate = 0.3
     block = timm.create_model("se_resnet50_b", drop_block_rate=rate, **NARROW).layer3[1].train()
-    x = _images(5, 256, 11, 7).relu()
+    x = fixed_images(5, 256, 11, 7).relu()
     torch.manual_seed(3)
     out = block(x.clone())
     torch.manual_seed(3)
@@ -240,7 +237,7 @@ def test_a_training_block_drops_behind_bn1_bn2_and_bn3():
 
 def test_drop_block_trains_in_one_graph():
     model = timm.create_model("se_resnet50_b", **NARROW)
-    x = _images(2, 3, 64, 64)
+    x = fixed_images(2, 3, 64, 64)
     with torch.autocast("cpu", torch.bfloat16):
         torch.compile(model, backend="eager", fullgraph=True)(
             x.contiguous(memory_format=torch.channels_last)
@@ -257,7 +254,7 @@ def test_drop_block_trains_in_one_graph():
 def test_features_are_what_feature_info_says(arch, output_stride):
     kwargs = {"layers": SMALL["layers"], "output_stride": output_stride}
     model = timm.create_model(arch, num_classes=13, **kwargs).eval()
-    x = _images(1, 3, 64, 64)
+    x = fixed_images(1, 3, 64, 64)
     final, levels = model.forward_intermediates(x)
     listed = timm.create_model(arch, features_only=True, **kwargs).eval()
     listed.load_state_dict({key: value for key, value in model.state_dict().items() if not key.startswith("fc.")})
@@ -289,7 +286,7 @@ def test_a_part_takes_the_arguments_of_timms_resnet():
     model = timm.create_model("se_resnet50", **kwargs, **NARROW)
     assert isinstance(model.conv1[4], LayerNorm2d)
     assert isinstance(model.conv1[5], nn.SiLU)
-    assert model(_images(1, 1, 64, 64).double()).dtype == torch.float64
+    assert model(fixed_images(1, 1, 64, 64).double()).dtype == torch.float64
     assert isinstance(timm.create_model("senet113", replace_stem_pool=True, **SMALL).maxpool, nn.Sequential)
     with pytest.raises(TypeError, match="unknown"):
         timm.create_model("resnet50e", unknown=1)
@@ -299,7 +296,7 @@ def test_a_divided_network_reloads_from_its_config(tmp_path):
     model = timm.create_model("splitnet_resnexst50_4x16d_s4", **SMALL).eval()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    x = _images(1, 3, 64, 64)
+    x = fixed_images(1, 3, 64, 64)
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
 
 

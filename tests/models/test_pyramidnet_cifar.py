@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from support.networks import assert_checkpointing_keeps_the_gradients, batch_norm, stirred
 from torch import nn
 from torch.nn import functional as F
 
@@ -127,28 +128,13 @@ def test_without_shakedrop_training_is_deterministic():
     assert torch.equal(model(x), model(x))
 
 
-def _bn(norm, x):
-    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-
-
-def _stirred(model):
-    with torch.no_grad():
-        for m in model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.weight.uniform_(0.5, 1.5)
-                m.bias.normal_()
-                m.running_mean.normal_()
-                m.running_var.uniform_(0.5, 1.5)
-    return model.eval()
-
-
 @pytest.mark.parametrize(("stride", "size"), [(1, 7), (2, 8), (2, 7)])
 def test_blocks_equal_their_description(stride, size):
-    block = _stirred(PyramidBlock(5, 3, stride, timm.layers.BatchNormAct2d, nn.BatchNorm2d, shakedrop=0.25))
+    block = stirred(PyramidBlock(5, 3, stride, timm.layers.BatchNormAct2d, nn.BatchNorm2d, shakedrop=0.25))
     x = torch.randn(2, 5, size, size)
-    h = F.conv2d(_bn(block.bn1, x), block.conv1.weight)  # no ReLU behind the first BN
-    h = F.conv2d(F.relu(_bn(block.bn2, h)), block.conv2.weight, stride=stride, padding=1)
-    h = 0.75 * _bn(block.bn4, F.conv2d(F.relu(_bn(block.bn3, h)), block.conv3.weight))
+    h = F.conv2d(batch_norm(block.bn1, x), block.conv1.weight)  # no ReLU behind the first BN
+    h = F.conv2d(F.relu(batch_norm(block.bn2, h)), block.conv2.weight, stride=stride, padding=1)
+    h = 0.75 * batch_norm(block.bn4, F.conv2d(F.relu(batch_norm(block.bn3, h)), block.conv3.weight))
     shortcut = F.avg_pool2d(x, 2, ceil_mode=True) if stride == 2 else x
     expected = h.clone()
     expected[:, :5] += shortcut  # the new channels, 5 to 11, get nothing
@@ -156,12 +142,12 @@ def test_blocks_equal_their_description(stride, size):
 
 
 def test_stem_and_tail_equal_their_description():
-    model = _stirred(timm.create_model("pyramidnet164", depth=11, alpha=6, num_classes=7))
+    model = stirred(timm.create_model("pyramidnet164", depth=11, alpha=6, num_classes=7))
     x = torch.randn(2, 3, 16, 16)
-    h = _bn(model.bn1, F.conv2d(x, model.conv1.weight, padding=1))  # no ReLU
+    h = batch_norm(model.bn1, F.conv2d(x, model.conv1.weight, padding=1))  # no ReLU
     for stage in (model.layer1, model.layer2, model.layer3):
         h = stage(h)
-    h = F.relu(_bn(model.bn_final, h)).mean((2, 3))
+    h = F.relu(batch_norm(model.bn_final, h)).mean((2, 3))
     torch.testing.assert_close(model(x), F.linear(h, model.fc.weight, model.fc.bias))
 
 
@@ -214,15 +200,7 @@ def test_initialisation_is_as_published():
 def test_gradient_checkpointing_draws_the_same_factors_again():
     model = timm.create_model("pyramidnet164", depth=11, alpha=6, shakedrop_rate=1.0).train()
     x = torch.randn(5, 3, 16, 16)
-    grads = []
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        torch.manual_seed(5)
-        model(x).square().sum().backward()
-        grads.append([p.grad.clone() for p in model.parameters()])
-    for plain, checkpointed in zip(*grads, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
+    assert_checkpointing_keeps_the_gradients(model, x)
 
 
 @pytest.mark.parametrize(

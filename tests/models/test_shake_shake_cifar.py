@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from support.networks import assert_checkpointing_keeps_the_gradients, batch_norm, stirred
 from torch import nn
 from torch.nn import functional as F
 
@@ -98,30 +99,15 @@ def test_shake_shake_under_compile_draws_anew_each_time():
     assert ((x1.grad > 0) & (x1.grad < 1)).all()
 
 
-def _bn(norm, x):
-    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-
-
-def _stirred(model):
-    with torch.no_grad():
-        for m in model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.weight.uniform_(0.5, 1.5)
-                m.bias.normal_()
-                m.running_mean.normal_()
-                m.running_var.uniform_(0.5, 1.5)
-    return model.eval()
-
-
 def _branch_by_hand(branch, x, stride):
     _, conv1, bn1, _, conv2, bn2 = branch
-    h = _bn(bn1, F.conv2d(F.relu(x), conv1.weight, stride=stride, padding=1))
-    return _bn(bn2, F.conv2d(F.relu(h), conv2.weight, padding=1))
+    h = batch_norm(bn1, F.conv2d(F.relu(x), conv1.weight, stride=stride, padding=1))
+    return batch_norm(bn2, F.conv2d(F.relu(h), conv2.weight, padding=1))
 
 
 @pytest.mark.parametrize(("chs", "stride", "size"), [((4, 6), 2, 8), ((4, 6), 2, 7), ((4, 6), 1, 8), ((6, 6), 1, 7)])
 def test_blocks_equal_their_description(chs, stride, size):
-    block = _stirred(ShakeBlock(*chs, stride, nn.ReLU, nn.BatchNorm2d))
+    block = stirred(ShakeBlock(*chs, stride, nn.ReLU, nn.BatchNorm2d))
     x = torch.randn(2, chs[0], size, size)
     shortcut = x
     if chs[0] != chs[1]:
@@ -132,16 +118,16 @@ def test_blocks_equal_their_description(chs, stride, size):
             F.conv2d(h[:, :, ::stride, ::stride], block.shortcut.conv1.weight),
             F.conv2d(moved[:, :, ::stride, ::stride], block.shortcut.conv2.weight),
         ]
-        shortcut = _bn(block.shortcut.bn, torch.cat(parts, 1))
+        shortcut = batch_norm(block.shortcut.bn, torch.cat(parts, 1))
     branches = [_branch_by_hand(branch, x, stride) for branch in (block.branch1, block.branch2)]
     torch.testing.assert_close(block(x), sum(branches) / 2 + shortcut)
 
 
 def test_stem_and_tail_equal_their_description():
-    model = _stirred(timm.create_model("shake_resnet26_2x96d", depth=8, base_width=4, num_classes=7))
+    model = stirred(timm.create_model("shake_resnet26_2x96d", depth=8, base_width=4, num_classes=7))
     nn.init.normal_(model.conv1.bias)
     x = torch.randn(2, 3, 16, 16)
-    h = _bn(model.bn1, F.conv2d(x, model.conv1.weight, model.conv1.bias, padding=1))  # no ReLU
+    h = batch_norm(model.bn1, F.conv2d(x, model.conv1.weight, model.conv1.bias, padding=1))  # no ReLU
     for stage in (model.layer1, model.layer2, model.layer3):
         h = stage(h)
     assert (h < 0).any()
@@ -174,15 +160,7 @@ def test_initialisation_is_as_published():
 def test_gradient_checkpointing_draws_the_same_shares_again():
     model = timm.create_model("shake_resnet26_2x96d", depth=8, base_width=4).train()
     x = torch.randn(5, 3, 16, 16)
-    grads = []
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        torch.manual_seed(5)
-        model(x).square().sum().backward()
-        grads.append([p.grad.clone() for p in model.parameters()])
-    for plain, checkpointed in zip(*grads, strict=True):
-        torch.testing.assert_close(plain, checkpointed)
+    assert_checkpointing_keeps_the_gradients(model, x)
 
 
 @pytest.mark.parametrize(

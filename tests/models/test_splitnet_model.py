@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from support.networks import fixed_images
 
 import timm_mix
 
@@ -12,10 +13,6 @@ HEADS = ("fc", "head", "head_dist")  # as wrn16_2 and DeiT call them
 
 def _create(name="splitnet", **kwargs):
     return timm.create_model(name, num_classes=K, **kwargs)
-
-
-def _images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
 def _count(name, **kwargs):
@@ -67,7 +64,7 @@ def test_what_cannot_be_divided_is_refused(arch, split, message):
 
 def test_every_part_sees_its_own_view():
     model = _create("splitnet_wrn28_10_s4").eval()
-    views = _images(3, 4, 3, 32, 32)
+    views = fixed_images(3, 4, 3, 32, 32)
     expected = torch.stack([subnet(views[:, i]) for i, subnet in enumerate(model.subnets)], 1)
     torch.testing.assert_close(model(views, return_members=True), expected)
     torch.testing.assert_close(model(views), expected.mean(1))
@@ -76,7 +73,7 @@ def test_every_part_sees_its_own_view():
 @pytest.mark.parametrize("ensemble", ["logits", "softmax", "max"])
 def test_ensembles_equal_their_definition(ensemble):
     model = _create(backbone="resnet18", split=S, ensemble=ensemble).eval()
-    x = _images(3, 3, 64, 64)
+    x = fixed_images(3, 3, 64, 64)
     members = torch.stack([subnet(x) for subnet in model.subnets], 1)
     torch.testing.assert_close(model(x, return_members=True), members)
     out = model(x)
@@ -95,7 +92,7 @@ def test_parts_are_initialised_independently():
 
 def test_features_lie_side_by_side_on_the_channel_axis():
     model = _create("splitnet_resnet18_s2").eval()
-    x = _images(2, 3, 64, 64)
+    x = fixed_images(2, 3, 64, 64)
     features = model.forward_features(x)
     torch.testing.assert_close(features, torch.cat([s.forward_features(x) for s in model.subnets], 1))
     torch.testing.assert_close(model.forward_head(features), model(x))
@@ -104,7 +101,7 @@ def test_features_lie_side_by_side_on_the_channel_axis():
 
 def test_every_part_has_the_features_of_its_own_view():
     model = _create("splitnet_resnet18_s2").eval()
-    views = _images(2, S, 3, 64, 64)
+    views = fixed_images(2, S, 3, 64, 64)
     features = model.forward_features(views)
     own = [part.forward_features(views[:, i]) for i, part in enumerate(model.subnets)]
     torch.testing.assert_close(features, torch.cat(own, 1))
@@ -148,7 +145,7 @@ def test_without_head_and_pooling_the_features_stay_as_they_are(backbone):
 def test_intermediate_tokens_lie_side_by_side_with_their_prefixes():
     model = _create(backbone="vit_tiny_patch16_224", split=2, divide=False, depth=2, img_size=64)
     levels = model.forward_intermediates(
-        _images(1, 3, 64, 64), output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+        fixed_images(1, 3, 64, 64), output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
     )
     assert [tuple(t.shape) for t in levels[0]] == [(1, 16, 384), (1, 1, 384)]
 
@@ -156,7 +153,7 @@ def test_intermediate_tokens_lie_side_by_side_with_their_prefixes():
 @pytest.mark.parametrize("only", [False, True])
 def test_intermediates_come_as_a_dict_on_request(only):
     model = _create(backbone="vit_tiny_patch16_224", split=2, divide=False, depth=2, img_size=64).eval()
-    x, kwargs = _images(1, 3, 64, 64), {"return_prefix_tokens": True, "intermediates_only": only}
+    x, kwargs = fixed_images(1, 3, 64, 64), {"return_prefix_tokens": True, "intermediates_only": only}
     whole = model.forward_intermediates(x, output_dict=True, **kwargs)
     plain = model.forward_intermediates(x, **kwargs)
     levels = plain if only else plain[1]
@@ -186,13 +183,13 @@ def test_a_new_pooling_is_saved(tmp_path):
     model.reset_classifier(7, "max")
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    x = _images(1, 3, 64, 64)
+    x = fixed_images(1, 3, 64, 64)
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
 
 
 def test_undivided_parts_make_a_deep_ensemble_of_any_family():
     model = _create(backbone="vit_tiny_patch16_224", split=3, divide=False, depth=2, img_size=64).eval()
-    x = _images(2, 3, 64, 64)
+    x = fixed_images(2, 3, 64, 64)
     torch.testing.assert_close(model(x), sum(s(x) for s in model.subnets) / 3)
     torch.testing.assert_close(model.forward_head(model.forward_features(x)), model(x))
 
@@ -201,7 +198,7 @@ def test_generic_model_reloads_from_its_config(tmp_path):
     model = _create(backbone="resnet18", split=4, ensemble="max").eval()
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    x = _images(1, 3, 64, 64)
+    x = fixed_images(1, 3, 64, 64)
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
 
 

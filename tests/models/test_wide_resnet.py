@@ -5,12 +5,9 @@ import math
 import pytest
 import timm
 import torch
+from support.networks import count_parameters
 from torch import nn
 from torch.nn import functional as F
-
-
-def _count(model):
-    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -25,7 +22,7 @@ def _count(model):
 def test_parameters_are_exact(name, parameters):
     model = timm.create_model(name, device="meta")
     depth, k = (int(v) for v in name[3:].split("_"))
-    assert _count(model) == (parameters or _by_hand(depth, k, 100)) == _by_hand(depth, k, 100)
+    assert count_parameters(model) == (parameters or _by_hand(depth, k, 100)) == _by_hand(depth, k, 100)
 
 
 def _by_hand(depth, k, classes):
@@ -85,7 +82,7 @@ def test_openmixups_first_shortcut_alone_sees_the_activated_input(stage, activat
 def test_openmixups_wrn28_8_has_the_published_parameters_and_batch_norms():
     """Published AutoMix code: 46,953,937 for two networks of two heads each and a Mix Block of 33,153."""
     model = timm.create_model("wrn28_8_openmixup", device="meta")
-    assert 2 * (_count(model) + _count(model.fc)) + 33_153 == 46_953_937
+    assert 2 * (count_parameters(model) + count_parameters(model.fc)) + 33_153 == 46_953_937
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 25
     assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 1e-3)}

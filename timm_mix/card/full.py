@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import is_model, model_entrypoint
 
 from timm_mix.card.methods import Method, find_method, method_of_source
+from timm_mix.card.table import markdown_table
 from timm_mix.models import is_declared
 
 __all__ = [
@@ -297,12 +298,12 @@ def _is_ours(arch: str) -> bool:
 
 def _figures(results: Mapping[str, Any]) -> str:
     data = results["data"]
-    rows = [["", *(title for title, _, _ in _METRICS.values())], ["---"] * (len(_METRICS) + 1)]
+    rows = []
     for name, row in results["figures"].items():
         cells = [f"{row[key]:.{digits}f}" for key, (_, _, digits) in _METRICS.items()]
         mark = "**" if name == results["prediction"] and len(results["figures"]) > 1 else ""
         rows.append([f"{mark}{_predictor(name)}{mark}", *cells])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = markdown_table(["", *(title for title, _, _ in _METRICS.values())], rows)
     bold = " What `model(x)` returns is in bold." if len(results["figures"]) > 1 else ""
     return (
         f"{data['images']:,} images, split `{data['split']}` of {_data_name(data['name'])}, measured with the float16 "

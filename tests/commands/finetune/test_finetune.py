@@ -7,7 +7,9 @@ import timm
 import torch
 from finetune_runs import FEED, NAMES, NET, loaded
 from PIL import Image
-from script_runs import TASKS, _stop, assert_equal_tensors, checkpoint, figures
+from script_runs import TASKS, checkpoint, figures
+from support.equality import assert_equal_tensors
+from support.trainer_runs import press_ctrl_c
 from timm.models import group_parameters
 from torch.nn import functional as F
 
@@ -152,10 +154,10 @@ def test_a_resumed_fine_tuning_ends_like_an_uninterrupted_one(place, finetune, m
     update = Trainer._update
 
     def until(trainer, group, number):
-        return _stop() if number == 7 else update(trainer, group, number)
+        return press_ctrl_c() if number == 7 else update(trainer, group, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, *(("_report", _stop) if place == "after an epoch" else ("_update", until)))
+        patch.setattr(Trainer, *(("_report", press_ctrl_c) if place == "after an epoch" else ("_update", until)))
         with pytest.raises(KeyboardInterrupt, match="stopped"):
             finetune("mixmo", *flags)
     assert not (tmp_path / "run" / "model").exists()

@@ -5,12 +5,12 @@ from script_runs import (
     TASKS,
     VALIDATION,
     assert_equal_states,
-    assert_equal_tensors,
     checkpoint,
     figures,
     reloaded,
     scored,
 )
+from support.equality import assert_equal_tensors
 
 from timm_mix.train.errors import UsageError
 

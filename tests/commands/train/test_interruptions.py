@@ -101,7 +101,7 @@ def test_a_signal_ends_the_run_after_its_update_and_it_goes_on(number, status, r
     run(*flags, name="whole")
     before(STEPS + 1, lambda: os.kill(os.getpid(), number))
     capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit, match=f"^{status}$") as end:
         run_script(lambda: run(*flags))
     assert end.value.code == status
     line = f"stopped by {number.name} after update {STEPS + 2}, which is saved; go on with --resume auto\n"

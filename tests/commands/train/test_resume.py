@@ -8,13 +8,13 @@ from script_runs import (
     TASKS,
     TRAIN,
     VIT,
-    _stop,
-    assert_equal_tensors,
     assert_same_run,
     checkpoint,
     figures,
     reloaded,
 )
+from support.equality import assert_equal_tensors
+from support.trainer_runs import press_ctrl_c
 
 from timm_mix.train.loop.trainer import Trainer
 
@@ -52,7 +52,7 @@ def test_a_finished_run_that_is_resumed_trains_no_further(run, monkeypatch, tmp_
     flags = ["--task", "mixmo", *TASKS["mixmo"], "--resume", "auto"]
     first = run(*flags)
     weights = checkpoint(tmp_path / "run")["state_dict"]
-    monkeypatch.setattr(Trainer, "_update", _stop)
+    monkeypatch.setattr(Trainer, "_update", press_ctrl_c)
     again = run(*flags)
     assert again["epochs"] == first["epochs"]
     assert_equal_tensors(reloaded(tmp_path / "run").state_dict(), weights)

@@ -14,12 +14,12 @@ from script_runs import (
     TRAIN,
     VALIDATION,
     VIT,
-    assert_equal_tensors,
     checkpoint,
     checkpoint_names,
     reloaded,
     scored,
 )
+from support.equality import assert_equal_tensors
 
 from timm_mix.tasks import CoTrainingTask, MixMoTask
 from timm_mix.train.loop.build import build_schedule

@@ -14,13 +14,13 @@ from script_runs import (
     TASKS,
     TRAIN,
     VIT,
-    assert_equal_tensors,
     checkpoint,
     figures,
     in_a_process,
     reloaded,
     scored,
 )
+from support.equality import assert_equal_tensors
 from timm.data import Mixup
 from timm.task import ClassificationTask
 from torch.nn import functional as F

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from script_runs import NAMES, VALIDATION, scored
-from validate_runs import OLD_PYPARSING, WHOLE, evaluate, flags_of, on_two_processes, save_model
+from validate_runs import OLD_PYPARSING, WHOLE, evaluate, flags_of, on_two_processes
 
 from timm_mix.train.evaluate.corruptions import Corruption
 
@@ -19,11 +19,6 @@ pytestmark = OLD_PYPARSING
 FAMILIES = ["contrast", "jpeg"]
 EVERYTHING = ["--fold", "--robustness", "--eps", "0", "8", "--corruptions", *FAMILIES, "--save-predictions"]
 PREDICTORS = ["member_0", "member_1", "ensemble_logits", "ensemble_softmax", "folded"]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("saved") / "model")
 
 
 @pytest.fixture(scope="module")

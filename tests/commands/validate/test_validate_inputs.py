@@ -19,11 +19,6 @@ from timm_mix.train.errors import UsageError
 pytestmark = OLD_PYPARSING
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("saved") / "model")
-
-
 @pytest.mark.parametrize("name", ["wrn16_2", "splitnet"])
 def test_plain_and_divided_models_are_evaluated(name, images, tmp_path, capsys):
     more = {"backbone": "wrn16_2", "split": 2, "ensemble": "max"} if name == "splitnet" else {}

@@ -1,4 +1,4 @@
-"""The loopback Hub's own reader of front matter, against yaml, and what it refuses."""
+"""How the loopback Hub reads front matter, and what it refuses."""
 
 import json
 
@@ -47,6 +47,16 @@ def test_front_matter_is_read_as_yaml_reads_it(name):
     assert read_front_matter(TEXTS[name]) == (wanted or {})
 
 
+def test_a_language_called_no_and_a_date_stay_text():
+    read = read_front_matter("---\nlanguage: no\ndate: 2026-01-02\nmetric: true\n---\n")
+    assert read == {"language": "no", "date": "2026-01-02", "metric": True}
+
+
+def test_a_block_that_is_not_closed_is_refused():
+    with pytest.raises(ValueError, match="the block that --- opens is not closed"):
+        read_front_matter("---\na: 1\n")
+
+
 def test_a_generated_card_is_valid_in_both_readers():
     assert check_card(generated_card()) == ([], [])
     assert ModelCard(generated_card()).data.eval_results[0].metric_value == 98.25
@@ -62,19 +72,19 @@ def test_a_generated_card_is_valid_in_both_readers():
         ("model-index: x", '"model-index" must be an array'),
         ("model-index:\n- name: 3", '"model-index[0].name" must be a string'),
         ("model-index:\n- name: m\n  results:\n  - task: {type: t}\n    dataset: {name: d}", "dataset.type"),
-        ("a: b: c", "cannot read"),
-        ("just text", "wanted 'key: value'"),
-        ("a: 'open", "a quote that is not closed"),
-        ("a: 1\na: 2", "twice"),
-        ("a: 1\n  b: 2", "wanted|indented|cannot"),
-        ("\ta: 1", "a tab"),
+        ("a: b: c", "line 1: mapping values are not allowed here"),
+        ("just text", "wanted a mapping, got 'just text'"),
+        ("a: 'open", "found unexpected end of stream"),
+        ("a: 1\na: 2", "line 2: the key 'a' twice"),
+        ("a: 1\n  b: 2", "line 2: mapping values are not allowed here"),
+        ("\ta: 1", "found character '\\t' that cannot start any token"),
     ],
 )
 def test_a_card_with_wrong_metadata_is_refused(hub, front, message):
     status, _, body = ask(hub, "POST", "/api/validate-yaml", {"content": f"---\n{front}\n---\n", "repoType": "model"})
     errors = " ".join(error["message"] for error in json.loads(body)["errors"])
     assert status == 400
-    assert any(part in errors for part in message.split("|")), errors
+    assert message in errors
 
 
 def test_the_client_names_what_is_wrong_with_a_card(plain):

@@ -288,7 +288,7 @@ def test_nothing_is_left_when_the_context_ends(tmp_path):
     assert idle.recv(1) == b""
     idle.close()
     for url in (hub.url, hub.cdn_url):
-        with pytest.raises(ConnectionRefusedError):
+        with pytest.raises(ConnectionRefusedError, match="refused"):
             ask(hub, "GET", "/", url=url)
     deadline = threading.Event()
     for _ in range(100):
@@ -304,5 +304,5 @@ def test_xet_hands_out_no_bytes_that_are_not_those_of_the_hash(hub, tmp_path, fo
     (xorb,) = (path for path in (tmp_path / "hub").rglob("default.*") if path.suffix != ".tagset")
     data = xorb.read_bytes()
     xorb.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
-    with pytest.raises((RefusalError, IndexError)):
+    with pytest.raises((RefusalError, IndexError), match=r"of the Xet store|Xet store does not|out of range"):
         hub.repo("alice/m").files()

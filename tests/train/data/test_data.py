@@ -5,14 +5,21 @@ import random
 import numpy as np
 import pytest
 import torch
-from support.image_files import write_images, write_tar
 from PIL import Image
+from support.equality import same_batches
+from support.image_files import write_images, write_tar
 from timm.data import IterableImageDataset
 from torchvision.transforms import v2
 
-from timm_mix.train.data.loaders import create_eval_loader, create_train_loader, epoch_batches, open_dataset, start_epoch
-from timm_mix.train.errors import UsageError
+from timm_mix.train.data.loaders import (
+    create_eval_loader,
+    create_train_loader,
+    epoch_batches,
+    open_dataset,
+    start_epoch,
+)
 from timm_mix.train.data.transforms import small_image_transform
+from timm_mix.train.errors import UsageError
 from timm_mix.views import Views
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
@@ -25,12 +32,6 @@ AUGMENT = small_image_transform(32, (0.5,) * 3, (0.5,) * 3, training=True, re_pr
 def draw(loader, epoch, seed=3, rank=0):
     start_epoch(loader, epoch, seed, rank)
     return [(images.clone(), targets.clone()) for images, targets in loader]
-
-
-def same(left, right):
-    return len(left) == len(right) and all(
-        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(left, right, strict=True)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ class TestTrainLoader:
         first, second = draw(loader, 0), draw(loader, 1)
         fresh = create_train_loader(digits, batch_size=89, seed=3, workers=workers)
         torch.rand(7), random.random(), np.random.rand()
-        assert same(draw(fresh, 1), second)
-        assert same(draw(fresh, 0), first)
+        assert same_batches(draw(fresh, 1), second)
+        assert same_batches(draw(fresh, 0), first)
         assert not torch.equal(first[0][0], second[0][0])
 
     @pytest.mark.parametrize("workers", [0, 2])
@@ -55,7 +56,7 @@ class TestTrainLoader:
         digits.transform = lambda _: torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
         loader = create_train_loader(digits, batch_size=180, workers=workers)
         (first, _), (second, _) = epoch = draw(loader, 0)
-        assert same(draw(loader, 0), epoch)
+        assert same_batches(draw(loader, 0), epoch)
         other_rank, other_seed = draw(loader, 0, rank=1), draw(loader, 0, seed=4)
         for other in (second, other_rank[0][0], other_seed[0][0], draw(loader, 1)[0][0]):
             assert not (first == other).any()
@@ -63,7 +64,7 @@ class TestTrainLoader:
     def test_nothing_depends_on_the_number_of_workers(self, digits):
         digits.transform = AUGMENT
         alone, shared = (create_train_loader(digits, batch_size=89, workers=workers) for workers in (0, 2))
-        assert same(draw(alone, 2), draw(shared, 2))
+        assert same_batches(draw(alone, 2), draw(shared, 2))
 
     def test_two_ranks_batches_in_a_row_are_the_one_process_batch(self, digits):
         digits.transform = PIXELS
@@ -72,7 +73,7 @@ class TestTrainLoader:
         joined = [
             (torch.cat([left[0], right[0]]), torch.cat([left[1], right[1]])) for left, right in zip(*ranks, strict=True)
         ]
-        assert same(joined, one)
+        assert same_batches(joined, one)
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_an_epoch_begun_in_the_middle_goes_on_as_the_whole_one_and_reads_nothing_before(self, digits, workers):
@@ -80,7 +81,7 @@ class TestTrainLoader:
         loader = create_train_loader(digits, batch_size=88, repeats=2, workers=workers)
         whole = draw(loader, 1)
         start_epoch(loader, 1, 3, first_batch=5)
-        assert same(list(loader), whole[5:])
+        assert same_batches(list(loader), whole[5:])
         assert len(whole) == 8
 
     def test_reading_a_batch_leaves_the_main_processs_generators(self, digits):

@@ -1,6 +1,5 @@
 """Images in memory: the device loader against the CPU loader, over ranks, repeats, views and resumes."""
 
-from support.settings import loaders_of
 import inspect
 import os
 import random
@@ -10,20 +9,22 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from support.image_files import write_images, write_tar
 from PIL import Image
+from support.equality import same_batches
+from support.image_files import write_images, write_tar
+from support.settings import loaders_of
 from timm.data import IterableImageDataset
 from torch.utils.data import BatchSampler, Dataset
 
+from timm_mix.train.data.device_loader import DeviceLoader, device_augmentation, load_images
+from timm_mix.train.data.device_transforms import NO_AUGMENTATION, Augmentation
+from timm_mix.train.data.loaders import create_eval_loader, create_train_loader, open_dataset, start_epoch
+from timm_mix.train.data.sampler import ShardSampler
+from timm_mix.train.data.transforms import create_transform, small_image_transform
+from timm_mix.train.errors import UsageError
 from timm_mix.train.loop.build import Data
 from timm_mix.train.settings.config import Config
-from timm_mix.train.data.loaders import create_eval_loader, create_train_loader, open_dataset, start_epoch
-from timm_mix.train.data.device_loader import DeviceLoader, create_device_loaders, device_augmentation, load_images
-from timm_mix.train.data.device_transforms import NO_AUGMENTATION, Augmentation
-from timm_mix.train.errors import UsageError
-from timm_mix.train.data.sampler import ShardSampler
 from timm_mix.views import EpochBatchSampler
-from timm_mix.train.data.transforms import create_transform, small_image_transform
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -76,12 +77,6 @@ def drawn(loader, epoch=0, seed=3, rank=0):
     return list(loader)
 
 
-def same(left, right):
-    return len(left) == len(right) and all(
-        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(left, right, strict=True)
-    )
-
-
 class TestAgainstTheCpuLoader:
     @pytest.mark.parametrize("world_size", [1, 2, 3])
     @pytest.mark.parametrize("sizes", [[(H, W)], [(H, W), (13, 5), (2, 29)]])
@@ -91,7 +86,7 @@ class TestAgainstTheCpuLoader:
         for rank in range(world_size):
             loader = evaluation(memory, rank=rank, world_size=world_size)
             twin = create_eval_loader(plain(data), batch_size=5, rank=rank, world_size=world_size)
-            assert same(list(loader), list(twin))
+            assert same_batches(list(loader), list(twin))
             assert len(loader) == len(twin)
             seen += [label for _, target in loader for label in target.tolist()]
         assert sorted(seen) == list(range(COUNT))
@@ -101,7 +96,7 @@ class TestAgainstTheCpuLoader:
         for rank, epoch in product(range(world_size), (0, 3)):
             sharing = {"batch_size": 6, "repeats": repeats, "rank": rank, "world_size": world_size}
             loader = training(memory, settings=NO_AUGMENTATION, **sharing)
-            assert same(drawn(loader, epoch), drawn(create_train_loader(plain(Pictures()), **sharing), epoch))
+            assert same_batches(drawn(loader, epoch), drawn(create_train_loader(plain(Pictures()), **sharing), epoch))
 
     def test_an_augmented_view_is_one_that_the_cpu_loader_may_show(self, memory):
         """All crops and flips of an image, normalised: the view is one of them, to the bit."""
@@ -136,21 +131,21 @@ class TestDraws:
         whole = drawn(training(memory, settings=self.settings), 2)
         fresh = training(memory, settings=self.settings)
         fresh.start(2, 3, 0, first_batch=first)
-        assert same(list(fresh), whole[first:])
+        assert same_batches(list(fresh), whole[first:])
 
     def test_a_start_batch_set_on_the_sampler_resumes_too(self, memory):
         loader = training(memory, settings=self.settings)
         whole = drawn(loader, 1)
         start_epoch(loader, 1, 3)
         loader.batch_sampler.set_start(4)
-        assert same(list(loader), whole[4:])
+        assert same_batches(list(loader), whole[4:])
 
     def test_an_iteration_that_was_cut_leaves_no_trace(self, memory):
         loader = training(memory, settings=self.settings)
         whole = drawn(loader, 0)
         start_epoch(loader, 0, 3)
         next(iter(loader))
-        assert same(drawn(loader, 0), whole)
+        assert same_batches(drawn(loader, 0), whole)
 
     @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 4}, {"rank": 1}])
     def test_epoch_seed_and_rank_each_draw_their_own(self, memory, other):
@@ -191,7 +186,7 @@ class TestDraws:
         first = drawn(training(memory, settings=self.settings))
         assert states() == before
         random.random(), np.random.rand(), torch.rand(3)
-        assert same(drawn(training(memory, settings=self.settings)), first)
+        assert same_batches(drawn(training(memory, settings=self.settings)), first)
 
 
 class TestBatches:
@@ -203,7 +198,7 @@ class TestBatches:
     def test_channels_last_holds_the_same_values(self, memory):
         settings = Augmentation(padding=2, re_prob=0.5, re_scale=(0.1, 0.4))
         one, other = (drawn(training(memory, settings=settings, channels_last=flag)) for flag in (False, True))
-        assert same(one, other)
+        assert same_batches(one, other)
         assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in other)
 
     def test_several_views_are_contiguous_though_channels_last(self, memory):
@@ -221,13 +216,13 @@ class TestBatches:
         first = [(images.clone(), target.clone()) for images, target in loader]
         for images, target in loader:
             images.zero_(), target.zero_()
-        assert same(list(loader), first)
+        assert same_batches(list(loader), first)
 
     def test_two_ranks_batches_in_a_row_show_the_images_of_the_one_process_batch(self, memory):
         one = drawn(training(memory, 10, settings=NO_AUGMENTATION))
         ranks = [drawn(training(memory, 5, settings=NO_AUGMENTATION, rank=r, world_size=2), rank=r) for r in (0, 1)]
         joined = [tuple(torch.cat(parts) for parts in zip(*pair, strict=True)) for pair in zip(*ranks, strict=True)]
-        assert same(joined, one)
+        assert same_batches(joined, one)
 
 
 class TestLoading:
@@ -252,7 +247,7 @@ class TestLoading:
     def test_grey_images_are_repeated_as_the_cpu_loader_does(self):
         data = Pictures("L")
         memory = load_images(data, (H, W), 3)
-        assert same(list(evaluation(memory)), list(create_eval_loader(plain(data), batch_size=5)))
+        assert same_batches(list(evaluation(memory)), list(create_eval_loader(plain(data), batch_size=5)))
 
     def test_grey_images_stay_grey_for_one_channel(self):
         assert load_images(Pictures("L"), (H, W), 1).shape == (1, H, W)

@@ -13,9 +13,9 @@ from pathlib import Path
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from support.processes import fork, free_ports, place
 from support.settings import task_of
+from support.trainer_runs import forget_accelerator, press_ctrl_c
 from torch.nn.parallel import DistributedDataParallel
 
 import timm_mix
@@ -139,19 +139,10 @@ def flags(images, out):
     return [*data, *model, *chance, *run, *ema, "--output", str(out), "--experiment", "run"]
 
 
-def _stop(*args):
-    raise KeyboardInterrupt("stopped")
-
-
-def forget_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def _interrupt_and_resume(rank, world, ports, images, out):
     """The script, stopped after its first epoch and started again; each run makes and ends a process group."""
     report = Trainer._report
-    for keep, port in zip((_stop, report), ports, strict=True):
+    for keep, port in zip((press_ctrl_c, report), ports, strict=True):
         forget_accelerator()
         os.environ.update(place(rank, world, port))
         Trainer._report = keep

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from member_parallel_runs import BATCH, SIZE, S, difference, flags, forget_accelerator
+from member_parallel_runs import BATCH, SIZE, S, difference, flags
 from support.noisy_images import write_noise
 from support.processes import finish, free_ports, place, start
+from support.trainer_runs import forget_accelerator
 
 from timm_mix.commands.train import main
 

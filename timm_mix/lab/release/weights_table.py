@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from timm_mix.card import RELEASE
+from timm_mix.card.table import markdown_table
 from timm_mix.train.files import write_whole
 
 __all__ = ["update_table", "weights_table"]
 
 _MARK = "<!-- the table below is written by train_scripts/release.py -->\n"
-_HEAD = (
-    "| name | method | trained on | epochs | prediction | top-1 (%) | MB |\n"
-    "| --- | --- | --- | ---: | --- | ---: | ---: |\n"
-)
+_HEADER = ["name", "method", "trained on", "epochs", "prediction", "top-1 (%)", "MB"]
 
 
 def weights_table(folder: Path) -> str:
@@ -24,7 +22,7 @@ def weights_table(folder: Path) -> str:
         if results.get("kind") == RELEASE:
             found.append(results)
     found.sort(key=lambda results: (results["data"]["name"], results["method"], results["name"]))
-    return _HEAD + "".join(_row(results) for results in found)
+    return markdown_table(_HEADER, map(_row, found), align="lllrlrr") + "\n"
 
 
 def update_table(folder: Path) -> None:
@@ -38,10 +36,9 @@ def update_table(folder: Path) -> None:
         write_whole(readme, lambda stream: stream.write(content))
 
 
-def _row(results: dict[str, Any]) -> str:
-    cells = (
+def _row(results: dict[str, Any]) -> tuple[object, ...]:
+    return (
         *(f"[{results['name']}]({results['name']})", results["method"], results["data"]["name"]),
         *(results["training"]["epochs"], results["prediction"].replace("_", " ")),
         *(f"{results['reproduce']['top1']:.2f}", f"{results['weights']['bytes'] / 1e6:.1f}"),
     )
-    return f"| {' | '.join(map(str, cells))} |\n"

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timm_mix.card.table import markdown_table
 from timm_mix.lab.suites.comparison import CONFIDENCE, Estimate, Results, cost_rows, rows
 from timm_mix.lab.suites.plan import Suite
 
@@ -143,8 +144,8 @@ def _difference(estimate: Estimate | None, digits: int) -> str:
 def _markdown(lines: Sequence[Mapping[str, str]]) -> str:
     if not lines:
         return "No run has ended."
-    ruler = ["---", *["---:"] * (len(lines[0]) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [lines[0], ruler, *(line.values() for line in lines)])
+    align = "l" + "r" * (len(lines[0]) - 1)
+    return markdown_table(list(lines[0]), [list(line.values()) for line in lines], align)
 
 
 def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
