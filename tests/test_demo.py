@@ -13,7 +13,7 @@ from timm_mix.functional.mixmo import plan_mixmo
 from timm_mix.lab.pictures.plots import plot_mixed_inputs
 
 # older releases of matplotlib speak an older dialect of pyparsing
-pytestmark = pytest.mark.filterwarnings("ignore:'.*' deprecated - use '.*':DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:'.*' deprecated - use '.*':DeprecationWarning"), pytest.mark.slow]
 
 
 def _pixels(path):

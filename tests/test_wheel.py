@@ -18,6 +18,8 @@ try:
 except ImportError:  # Python 3.10
     import tomli as tomllib
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 # packages of files that lie outside of timm_mix/ in a checkout, and where
 OUTSIDE = (

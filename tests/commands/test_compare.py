@@ -15,6 +15,8 @@ from timm_mix.commands.train import main as train
 from timm_mix.lab.suites import child_runs
 from timm_mix.train.errors import UsageError, run_script
 
+pytestmark = pytest.mark.slow
+
 TABLES = {"table.md", "table.csv", "costs.md", "costs.csv", "table.png"}
 
 

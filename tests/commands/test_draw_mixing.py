@@ -18,6 +18,8 @@ from timm_mix.train.checkpoints.content import VERSION, collect, read_checkpoint
 from timm_mix.train.errors import UsageError
 from timm_mix.train.settings.config import Config
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"model": "wrn16_2", "model_kwargs": {"depth": 10, "widen_factor": 1}, "dataset": "digits"}
 
 

@@ -13,7 +13,7 @@ from timm_mix.commands import push as push_to_hub
 from timm_mix.hub import PushedFile, PushResult, save_pretrained
 from timm_mix.train.errors import UsageError
 
-pytestmark = NEEDS_PUSH
+pytestmark = [NEEDS_PUSH, pytest.mark.slow]
 
 SCRIPT = ROOT / "train_scripts" / "push_to_hub.py"
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import timm_mix
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.slow]
 
 # published name -> ours, where they differ
 OURS = {

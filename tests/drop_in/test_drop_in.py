@@ -27,7 +27,7 @@ from timm_mix.tasks import TASKS, CoTrainingTask
 from timm_mix.tasks.mixer import MixerTask
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"), pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 BEFORE = [getattr(module, name) for module, name in NAMES]

@@ -15,6 +15,8 @@ from support.hub_clients import Client
 
 from timm_mix.hub import save_pretrained
 
+pytestmark = pytest.mark.slow
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LOADERS = {
     "timm": "import timm; timm.create_model('hf-hub:' + name, pretrained=True, cache_dir=cache)",

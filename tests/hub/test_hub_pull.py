@@ -16,6 +16,8 @@ from support.hub_clients import Client, client_environment
 from timm_mix.hub import HubError, save_pretrained
 from timm_mix.hub.client import KEEPS_PARTS, REPEATS_DOWNLOADS, can_push
 
+pytestmark = pytest.mark.slow
+
 IMAGES = "torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)"
 LOADERS = {
     "timm": "timm.create_model('hf-hub:' + name, pretrained=True, cache_dir=cache, **more)",

@@ -8,6 +8,8 @@ import torch
 from timm_mix.lab.bench import automix, measure, recursivemix
 from timm_mix.lab.bench.measure import MemoryRatio, Ratio, compare, compare_memory, peak_bytes
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 MIB = 2**20
 

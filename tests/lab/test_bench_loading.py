@@ -10,7 +10,7 @@ from support.image_files import write_images
 from timm_mix.lab.bench import loading
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"), pytest.mark.slow]
 
 CPU = torch.device("cpu")
 

@@ -12,6 +12,8 @@ from timm_mix.train.cost import steps_per_epoch
 from timm_mix.train.errors import UsageError
 from timm_mix.train.loop.build import build_model
 
+pytestmark = pytest.mark.slow
+
 TASK_OF = {
     **dict.fromkeys(["mimo_m2_b2", "linear_mixmo_m2_b2", "cut_mixmo_m2_b2", "cut_mixmo_cutmix_m2_b2"], "MixMoTask"),
     **dict.fromkeys(["splitnet_s2", "splitnet_s4", "deep_ensemble_2"], "CoTrainingTask"),

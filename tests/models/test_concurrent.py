@@ -11,6 +11,8 @@ from support.networks import fixed_images
 from timm.models import GraphExtractNet
 from torch.utils.flop_counter import FlopCounterMode
 
+pytestmark = pytest.mark.slow
+
 K, S = 13, 2
 TINY = {"backbone": "wrn16_2", "split": S}
 FAMILIES = {

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 import timm_mix
 
+pytestmark = pytest.mark.slow
+
 
 def test_logits_equal_those_of_timms_densenet_with_the_published_stem():
     model = timm.create_model("densenet190", **timm_mix.divide("densenet190", 16)).eval()

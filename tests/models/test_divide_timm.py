@@ -9,6 +9,8 @@ from support.networks import count_parameters
 
 import timm_mix
 
+pytestmark = pytest.mark.slow
+
 SPLITS = (2, 4, 8)
 ARCHS = [
     *("convnext_atto", "convnext_tiny", "convnextv2_nano"),

@@ -14,6 +14,8 @@ import timm
 import timm_mix
 from timm_mix.models.divide import convolutional, resnet
 
+pytestmark = pytest.mark.slow
+
 TABLE = json.loads((Path(__file__).parent / "division_beyond_the_paper.json").read_text())
 ARGUMENTS, NARROW = TABLE["arguments"], TABLE["narrow"]
 

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_mix
 
+pytestmark = pytest.mark.slow
+
 # counted on the published code (the file names it): name -> [S, side of the image, parameters, MACs] of one part
 PUBLISHED = json.loads((Path(__file__).parent / "splitnet_efficientnet.json").read_text())["networks"]
 CASES = [(name, *row) for name, rows in PUBLISHED.items() for row in rows]

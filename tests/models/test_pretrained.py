@@ -13,6 +13,8 @@ from support.registry import DIGITS, registered, save_weights
 
 from timm_mix.models import _pretrained, wide_resnet_cifar
 
+pytestmark = pytest.mark.slow
+
 ARCHS = ["mixmo_wrn16_2_m2", "splitnet_wrn16_4_s2", "wrn16_2"]
 MEAN = (0.125, 0.25, 0.5)
 NAMES = ["mixmo_wrn16_2_m2.digits", "splitnet_wrn16_4_s2.digits", "wrn16_2.mixmo_m2_digits", "wrn16_2.automix_digits"]

@@ -21,6 +21,8 @@ import timm_mix
 from timm_mix.models import resnet_e, resnexst, se_resnet
 from timm_mix.models.divide import imagenet
 
+pytestmark = pytest.mark.slow
+
 TABLE = json.loads(Path(__file__).with_name("splitnet_imagenet.json").read_text())["nets"]
 SIZES = [(arch, int(split), *row) for arch, rows in TABLE.items() for split, row in rows.items()]
 TIMM_HAS = {"resnest101e", "resnest200e", "resnest269e"}

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from timm_mix.models.pyramidnet_cifar import PyramidBlock, ShakeDrop
 
+pytestmark = pytest.mark.slow
+
 MANY = 20_000  # one element per sample: means of U are known to 3 / sqrt(MANY) ~ 2 %
 
 

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from timm_mix.models.shake_shake_cifar import ShakeBlock, ShakeShake
 
+pytestmark = pytest.mark.slow
+
 MANY = 20_000  # one element per sample: means of U are known to 3 / sqrt(MANY) ~ 2 %
 
 

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from timm_mix.tasks import MIX_BLOCKS, TASKS
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("task_matrix.py")
 MATRIX = [pytest.param(row, column, id=f"{row} over {column}") for row in ROWS for column in COLUMNS]
 

@@ -21,6 +21,8 @@ from timm_mix.train.finetune.plan import open_data
 from timm_mix.train.finetune.settings import FinetuneConfig
 from timm_mix.train.loop.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 NO_STEP = ["--lr", "0", "--warmup-epochs", "0"]
 
 

@@ -14,6 +14,8 @@ from support.equality import assert_equal_tensors
 
 from timm_mix.train.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("place", ["after an epoch", "in an epoch"])
 def test_a_resumed_run_ends_like_an_uninterrupted_one(place, run, interrupted, tmp_path):

@@ -14,6 +14,8 @@ from support.processes import ROOT, start
 from timm_mix.train.errors import Stopped, UsageError
 from timm_mix.train.loop.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 PLAIN = TASKS["classification"]
 STEPS = TRAIN // 8
 CHANCE = ["--drop", "0.3", "--reprob", "0.5", "--model-ema", "--model-ema-decay", "0.9"]

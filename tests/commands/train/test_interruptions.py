@@ -17,6 +17,8 @@ from timm_mix.train.loop.guards import LossGuard
 from timm_mix.train.loop.keeper import Keeper
 from timm_mix.train.loop.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 PLAIN = TASKS["classification"]
 STEPS = TRAIN // 8
 EVERY = ["--checkpoint-interval", "1", "--epochs", "2", "--resume", "auto"]

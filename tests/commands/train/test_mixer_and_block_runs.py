@@ -3,6 +3,8 @@
 import pytest
 from script_runs import TASKS, assert_same_run, checkpoint, figures
 
+pytestmark = pytest.mark.slow
+
 BLOCK = ["--block-lr", "0.3", "--block-min-lr", "0.03", "--block-momentum", "0.5", "--opt", "momentum"]
 
 

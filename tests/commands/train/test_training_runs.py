@@ -25,6 +25,8 @@ from timm_mix.tasks import CoTrainingTask, MixMoTask
 from timm_mix.train.loop.build import build_schedule
 from timm_mix.train.settings.config import parse_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_writes_results_checkpoints_and_a_model_that_timm_loads(task, run, images, tmp_path):

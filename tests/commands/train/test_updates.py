@@ -30,6 +30,8 @@ from timm_mix.train.data.sources import open_dataset
 from timm_mix.train.data.transforms import create_transform
 from timm_mix.views import EpochBatchSampler
 
+pytestmark = pytest.mark.slow
+
 
 def test_model_ema_publishes_the_average_over_all_updates(run, recorded, images, tmp_path):
     flags = ["--model-ema", "--model-ema-decay", "0.5", "--epochs", "2", "--grad-accum-steps", "3"]

@@ -14,7 +14,7 @@ from validate_runs import OLD_PYPARSING, WHOLE, evaluate, flags_of, on_two_proce
 
 from timm_mix.train.evaluate.corruptions import Corruption
 
-pytestmark = OLD_PYPARSING
+pytestmark = [OLD_PYPARSING, pytest.mark.slow]
 
 FAMILIES = ["contrast", "jpeg"]
 EVERYTHING = ["--fold", "--robustness", "--eps", "0", "8", "--corruptions", *FAMILIES, "--save-predictions"]

@@ -16,7 +16,7 @@ from validate_runs import OLD_PYPARSING, VALIDATE, WHOLE, evaluate, flags_of, on
 from timm_mix.train.checkpoints.content import VERSION, write_checkpoint
 from timm_mix.train.errors import UsageError
 
-pytestmark = OLD_PYPARSING
+pytestmark = [OLD_PYPARSING, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", ["wrn16_2", "splitnet"])

@@ -9,7 +9,7 @@ from loopback_hub import Fault, LoopbackHub
 from support.hub_clients import run_client
 from support.pushing import NEEDS_PUSH
 
-pytestmark = NEEDS_PUSH
+pytestmark = [NEEDS_PUSH, pytest.mark.slow]
 
 
 def test_faults_hit_the_requests_they_name_and_no_others(hub):

@@ -7,7 +7,7 @@ from hub_push_faults import CASES, SLOW_CASES
 from hub_push_helpers import assert_holds, assert_one_line, assert_whole, push, pushes
 from support.pushing import NEEDS_PUSH
 
-pytestmark = NEEDS_PUSH
+pytestmark = [NEEDS_PUSH, pytest.mark.slow]
 
 
 def test_the_table_is_long_and_its_names_are_its_own():

@@ -7,7 +7,7 @@ from hub_push_helpers import assert_whole, push
 from loopback_hub import Fault
 from support.pushing import NEEDS_PUSH
 
-pytestmark = NEEDS_PUSH
+pytestmark = [NEEDS_PUSH, pytest.mark.slow]
 
 REPO = "alice/killed"
 CHANGING = re.compile(r"repos/create|/cdn/upload|/commit/|/branch/")  # the requests after which something is there

@@ -12,7 +12,7 @@ from support.pushing import NEEDS_PUSH
 
 from timm_mix.hub import save_pretrained
 
-pytestmark = NEEDS_PUSH
+pytestmark = [NEEDS_PUSH, pytest.mark.slow]
 
 
 @pytest.fixture

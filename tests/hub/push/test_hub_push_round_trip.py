@@ -15,7 +15,7 @@ from support.pushing import NEEDS_PUSH
 
 from timm_mix.hub import save_pretrained
 
-pytestmark = NEEDS_PUSH
+pytestmark = [NEEDS_PUSH, pytest.mark.slow]
 
 # one name of every module that registers models: the smallest one, and what makes it small for the quick test
 FAMILIES = {

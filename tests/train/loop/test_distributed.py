@@ -25,6 +25,8 @@ from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.loop.trainer import Trainer
 from timm_mix.train.settings.config import Config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "train_scripts" / "recipes" / "digits" / "mixmo_wrn16_2_m2.yaml"
 RANKS, BATCH, SIZE, K = 2, 5, 16, 7

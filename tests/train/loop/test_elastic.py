@@ -5,9 +5,12 @@ import subprocess
 import sys
 from datetime import timedelta
 
+import pytest
 import torch.distributed as dist
 
 from timm_mix.train.loop.parallel import join_after_restart
+
+pytestmark = pytest.mark.slow
 
 # rank 0 comes late: whoever reads its address before finds the one of its predecessor, if it looks under that name
 PROCESS = """

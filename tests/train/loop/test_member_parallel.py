@@ -13,6 +13,8 @@ from support.settings import task_of
 from timm_mix.metrics import evaluate_members
 from timm_mix.train.loop.build import build_model, build_optimizer
 
+pytestmark = pytest.mark.slow
+
 
 def _one_process(name, replicas):
     """The same steps with the whole model in one process; of several replicas the losses are averaged."""

@@ -13,6 +13,8 @@ from support.trainer_runs import forget_accelerator
 
 from timm_mix.commands.train import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):

@@ -22,6 +22,8 @@ from timm_mix.train.loop.build import (
 )
 from timm_mix.train.settings.config import parse_config
 
+pytestmark = pytest.mark.slow
+
 LATE, LATEST = "(median of the last 10 epochs)", "(median of the last 5 epochs)"
 # top-1 as the papers (arXiv:2203.06844, 2103.13027, 2111.15454) and their published code state it
 PUBLISHED = {

@@ -16,6 +16,8 @@ from timm_mix.train.cost import steps_per_epoch
 from timm_mix.train.loop.build import Data, build_schedule, data_config_of
 from timm_mix.train.settings.config import parse_config
 
+pytestmark = pytest.mark.slow
+
 OURS = [path for path in OF_PAPERS if path.stem.startswith("splitnet_")]
 ON_CIFAR = [path for path in OURS if path.parent.name != "imagenet"]
 ON_IMAGENET = [path for path in OURS if path.parent.name == "imagenet"]
