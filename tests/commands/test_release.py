@@ -28,7 +28,8 @@ from timm_mix.train.evaluate import run as evaluation
 from timm_mix.train.loop.results import checkout_commit
 from timm_mix.train.settings.config import parse_config
 
-pytestmark = [[, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:'.*' deprecated - use '.*':DeprecationWarning"),
 ]

@@ -10,7 +10,8 @@ from timm_mix.lab.release.weights_table import weights_table
 from timm_mix.models._pretrained import TAGS, shipped_folder
 from timm_mix.train.evaluate import run as evaluation
 
-pytestmark = [[, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:'.*' deprecated - use '.*':DeprecationWarning"),
 ]
