@@ -11,6 +11,7 @@ import timm
 import torch
 from support.registry import DIGITS, registered, save_weights
 
+from timm_mix import places
 from timm_mix.models import _pretrained, wide_resnet_cifar
 
 pytestmark = pytest.mark.slow
@@ -190,9 +191,10 @@ def test_the_organisation_is_the_environments(monkeypatch):
 
 
 def test_an_installed_package_has_its_weights_inside(tmp_path, monkeypatch):
-    monkeypatch.setattr(_pretrained, "_PACKAGE", tmp_path / "timm_mix")
+    monkeypatch.setattr(places, "PACKAGE", tmp_path / "timm_mix")
+    (tmp_path / "model_cards").mkdir()  # of somebody else's project
     assert _pretrained.shipped_folder() == tmp_path / "timm_mix" / "_weights"
-    (tmp_path / "model_cards" / "weights").mkdir(parents=True)
+    (tmp_path / "train_scripts").mkdir()
     assert _pretrained.shipped_folder() == tmp_path / "model_cards" / "weights"
 
 

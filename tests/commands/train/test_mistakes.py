@@ -1,6 +1,5 @@
 """train.py answers every mistake with one line on stderr and status 2, and writes nothing."""
 
-import dataclasses
 import json
 import re
 import sys
@@ -41,7 +40,7 @@ MISTAKES = {
     "too few classes": (["--num-classes", "2"], "the data have 3 classes, got --num-classes 2"),
     "batch too large": (["--batch-size", "37"], "one step needs 37 distinct images .* the dataset has 36"),
     "odd repeats": (["--batch-repeats", "3"], r"batch_size must be a multiple of repeats \(3\), got 8"),
-    "workers": (["--workers", "-1"], "workers must be at least 0, got -1"),
+    "workers": (["--workers", "-1"], "workers must be >= 0, got -1"),
     "unknown recipe key": (["--config", "{root}/key.yaml"], "unknown key 'epoch'; did you mean 'epochs'"),
     "wrong type": (["--config", "{root}/type.yaml"], "epochs must be a value of type int, got 'many'"),
     "torn recipe": (["--config", "{root}/torn.yaml"], "torn.yaml is not valid yaml"),
@@ -163,7 +162,7 @@ def material(tmp_path_factory):
     (root / "torn.yaml").write_text("mix: {alpha: \n")
     (root / "out" / "taken" / "model").mkdir(parents=True)
     (root / "out" / "taken" / "model" / "notes.txt").write_text("mine")
-    config = dataclasses.asdict(parse_config([*GOOD, *SETTINGS]))
+    config = parse_config([*GOOD, *SETTINGS]).flat()
     own = {"task_ema": {}, "buffers": {}, "sums": {}}
     states = {"version": VERSION, "state_dict": {"w": torch.zeros(3)}, "optimizer": {}, "schedule": None}
     states |= {

@@ -106,8 +106,8 @@ def test_the_l2_penalty_is_in_the_gradient_once_per_update(accum, run, images, t
 def test_the_l2_penalty_does_not_depend_on_the_loss_scale(run, images, monkeypatch, tmp_path):
     original = training._accelerator
 
-    def with_scaler(config):  # what float16 does on a GPU
-        accelerator = original(config)
+    def with_scaler(*settings):  # what float16 does on a GPU
+        accelerator = original(*settings)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         return accelerator
 

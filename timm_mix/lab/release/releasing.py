@@ -1,6 +1,5 @@
 """From a finished run of train.py to a folder that ships: float16 weights, and figures measured with these weights."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -275,7 +274,7 @@ def _training(run: Run, recipe: str) -> dict[str, Any]:
 def _recipe(run: Run, release: Release, command: str) -> str:
     """The settings that differ from train.py's defaults, as a recipe that train.py reads."""
     given: dict[str, Any] = {}
-    defaults = dataclasses.asdict(Config())
+    defaults = Config.of().flat()
     for name, value in run.config.flat().items():
         if name in ("model", "seed") or (name not in _OF_THE_MACHINE and value != defaults[name]):
             given[name] = list(value) if isinstance(value, tuple) else value
