@@ -173,6 +173,7 @@ def test_the_installed_wheel_does_what_the_readme_shows(installed):
     assert int(printed.split()[-2]) >= 4
 
 
+@pytest.mark.timeout(900)  # two trainings, an evaluation and ten starts of Python
 def test_the_installed_command_trains_resumes_validates_fine_tunes_and_pushes(installed):
     """What a person does who ran pip install, in a folder that holds nothing but photographs (here: noise)."""
     command = partial(installed, installed.target / "bin" / "timm-mix")
