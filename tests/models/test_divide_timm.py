@@ -60,6 +60,9 @@ def test_all_parts_hold_about_as_many_parameters_as_the_whole(arch):
         ("vgg11", 4, {"model_name": "narrow_vgg", "backbone": "vgg11", "width": 0.5}),
         ("vit_base_patch16_224", 4, {"embed_dim": 384, "num_heads": 6, "mlp_ratio": 4.0}),
         ("vit_base_patch16_224", 2, {"embed_dim": 512, "num_heads": 8, "mlp_ratio": 4.25}),
+        # hidden widths 4344 and 2152: multiples of 8 and not of 16, over embeddings that give the ratio four decimals
+        ("vit_giant_patch14_224", 2, {"embed_dim": 968, "num_heads": 11, "mlp_ratio": 4.4877}),
+        ("vit_so400m_patch14_siglip_224", 4, {"embed_dim": 576, "num_heads": 8, "mlp_ratio": 3.7362}),
         ("swin_tiny_patch4_window7_224", 2, {"embed_dim": 64, "num_heads": (2, 4, 8, 16), "mlp_ratio": 4.25}),
         ("swin_tiny_patch4_window7_224", 1, {}),
     ],
