@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from timm_mix.train.data.loaders import open_dataset, start_epoch
 from timm_mix.train.data.device_loader import DeviceLoader, load_images
 from timm_mix.train.data.device_transforms import Augmentation
+from timm_mix.train.data.loaders import open_dataset, start_epoch
 from timm_mix.views import EpochBatchSampler
 
 pytestmark = pytest.mark.gpu

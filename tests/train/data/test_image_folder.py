@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from support.image_files import write_images
 from PIL import Image
+from support.image_files import write_images
 
-from timm_mix.train.errors import UsageError
 from timm_mix.train.data.image_folder import find_unreadable, open_image_folder
 from timm_mix.train.data.sources import class_names, open_dataset
+from timm_mix.train.errors import UsageError
 
 
 def tree(root, **splits):

@@ -6,14 +6,14 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from support.image_files import write_images, write_tar
 from PIL import Image
+from support.image_files import write_images, write_tar
 from torchvision.transforms import v2
 
 from timm_mix.train.data.loaders import create_eval_loader, create_train_loader, start_epoch
-from timm_mix.train.errors import UsageError
 from timm_mix.train.data.reading import ENDINGS, FaultyBatch, Unreadable, collate, decode, read
 from timm_mix.train.data.sources import open_dataset
+from timm_mix.train.errors import UsageError
 
 PIXELS = v2.Compose([v2.Resize((4, 4)), v2.PILToTensor()])
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from support.image_files import write_images, write_tar
 
-from timm_mix.train.errors import UsageError
 from timm_mix.train.data.sources import check_splits, class_names, is_stream, open_dataset
+from timm_mix.train.errors import UsageError
 
 # timm hands PIL an open file and leaves closing it to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

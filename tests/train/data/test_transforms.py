@@ -6,8 +6,8 @@ import timm
 import torch
 from PIL import Image
 
-from timm_mix.train.errors import UsageError
 from timm_mix.train.data.transforms import Lighting, create_transform, small_image_transform
+from timm_mix.train.errors import UsageError
 
 MEAN, STD = (0.1, 0.3, 0.7), (0.2, 0.5, 1.1)
 HEIGHT, WIDTH = 11, 13

@@ -1,6 +1,6 @@
 """Small images held in memory as bytes, and loaders that augment whole batches on the device: `--device-loader`.
 
-A set is decoded once, resized as `timm_mix.train.data.transforms` does if the sizes differ, and stays on the device; a batch is
+A set is decoded once, resized as data/transforms.py does if the sizes differ, and stays on the device; a batch is
 then a gather and some arithmetic there, with no worker process. What a batch draws depends on (seed, epoch, step, rank)
 alone: a run that resumes at any step goes on exactly, and skips nothing one by one.
 """
@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, IterableDataset
 from torchvision.transforms import v2
 
-from timm_mix.train.settings.data import DataSettings
-from timm_mix.train.data.loaders import create_eval_loader
 from timm_mix.train.data.device_transforms import NO_AUGMENTATION, Augmentation, cut_views, erase, plan_views, to_device
-from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.data.loaders import create_eval_loader
 from timm_mix.train.data.reading import FaultyBatch
 from timm_mix.train.data.sampler import ShardSampler
 from timm_mix.train.data.transforms import ResizeIfNeeded
+from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.settings.data import DataSettings
 from timm_mix.views import EpochBatchSampler
 
 __all__ = ["DeviceLoader", "ImageMemory", "create_device_loaders", "device_augmentation", "load_images"]

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timm_mix.train.errors import UsageError
 from timm_mix.train.data.transforms import PAD_MODES
+from timm_mix.train.errors import UsageError
 
 __all__ = ["NO_AUGMENTATION", "Augmentation", "ViewPlan", "cut_views", "erase", "plan_views", "to_device"]
 

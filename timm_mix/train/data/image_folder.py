@@ -17,8 +17,8 @@ from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
 from timm_mix.train.data.digits import EVAL_SPLITS, TRAIN_SPLITS
-from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.data.reading import ENDINGS, decode, find_fault, unreadable
+from timm_mix.train.errors import UsageError, user_errors
 
 __all__ = ["ImageFiles", "find_unreadable", "open_image_folder"]
 

@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from timm_mix.train.data.chance import keep_generators, seed_generators
-from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.data.reading import collate, read
 from timm_mix.train.data.sampler import ShardSampler
 from timm_mix.train.data.sources import check_splits, class_names, open_dataset
+from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.views import EpochBatchSampler, Place
 
 __all__ = [

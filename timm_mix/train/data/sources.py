@@ -17,8 +17,8 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset, IterableDataset
 
 from timm_mix.train.data.digits import EVAL_SPLITS, TRAIN_SPLITS, Digits
-from timm_mix.train.errors import UsageError
 from timm_mix.train.data.reading import ENDINGS, StrictImages
+from timm_mix.train.errors import UsageError
 
 __all__ = ["check_splits", "class_names", "is_stream", "open_dataset"]
 
