@@ -16,6 +16,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]], alig
         align: one letter per column, `l` or `r` for numbers; all `l` where it is empty.
     Raises:
         ValueError: align or a row does not fit the header.
+
+    >>> print(markdown_table(["network", "top-1"], [["resnet18", 80.25]], align="lr"))
+    | network | top-1 |
+    | --- | ---: |
+    | resnet18 | 80.25 |
     """
     align = align or "l" * len(header)
     if len(align) != len(header) or not set(align) <= set(_RULES):
