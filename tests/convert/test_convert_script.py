@@ -72,6 +72,7 @@ CASES = {
 LICENCES = {"mixmo": "mit", "splitnet": "cc-by-nc-4.0", "recursivemix": "unknown", "openmixup": "apache-2.0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", CASES)
 def test_an_official_checkpoint_becomes_a_folder_that_timm_loads(source, tmp_path, capsys):
     make, arch, flags, name, classes, (ours, theirs) = CASES[source]
@@ -165,6 +166,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content, message):
     assert not (tmp_path / "hub").exists()
 
 
+@pytest.mark.slow
 def test_an_earlier_conversion_is_replaced_and_nothing_else_is(official, tmp_path, capsys):
     target = tmp_path / "hub"
     convert.main([str(official), *SPLITNET, "--output", str(target)])
@@ -179,6 +181,7 @@ def test_an_earlier_conversion_is_replaced_and_nothing_else_is(official, tmp_pat
     assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".git", "notes.txt"])
 def test_what_the_reader_has_put_into_the_folder_is_not_lost(official, tmp_path, name):
     target = tmp_path / "hub"

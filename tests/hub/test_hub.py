@@ -26,6 +26,7 @@ def test_ensemble_and_folded_network_reload_by_name(model, tmp_path):
     assert json.loads((tmp_path / "folded" / "config.json").read_text())["architecture"] == "wrn16_2"
 
 
+@pytest.mark.slow
 def test_folded_network_loads_where_timm_mix_is_not_imported(tmp_path):
     model = timm.create_model("mixmo_resnet18_m2", num_classes=3).eval()
     save_pretrained(model.fold(), tmp_path / "folded")

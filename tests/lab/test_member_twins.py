@@ -1,5 +1,7 @@
 """What the benchmark of member-parallel training measures and predicts."""
 
+import pytest
+
 from timm_mix.lab.bench.member_twins import MemberProcesses, StepModel
 
 
@@ -9,6 +11,7 @@ def test_a_step_with_a_device_per_part_takes_the_slowest_part_and_one_all_gather
     assert str(row).split()[0] == "0.625"  # over all parts on one device
 
 
+@pytest.mark.slow
 def test_parts_in_processes_take_steps_on_command_and_end():
     model = {"model_name": "splitnet", "backbone": "wrn16_2", "depth": 10, "split": 2}
     with MemberProcesses(model, 2, (2, 3, 8, 8)) as processes:

@@ -32,6 +32,7 @@ def test_the_table_holds_every_architecture():
     assert set(TABLE) == set(ARCHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_parts_have_the_published_size_and_cost(arch):
     for split in TABLE[arch]["100"]:

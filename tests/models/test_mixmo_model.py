@@ -35,6 +35,10 @@ FAMILIES = {
     "swin": ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}),
     "mlp-mixer": ("mixer_s32_224", {}),
 }
+QUICK = {"resnet", "wrn", "densenet", "convnext", "vit"}
+families = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 SIZE = {"convmixer": 28}  # 32 blocks of 768 channels: 4x4 places are enough
 SMALL = {"img_size": 64}
 K = 13
@@ -63,7 +67,7 @@ def _stirred(model):
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@families
 def test_folded_network_has_the_ensembles_logits(family):
     model = _stirred(_create(family)).eval()
     size = SIZE.get(family, 64)
@@ -76,7 +80,7 @@ def test_folded_network_has_the_ensembles_logits(family):
         assert (model.fold()(x) - model(x)).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@families
 def test_folded_weights_load_strictly_into_the_plain_timm_model(family):
     backbone, settings = FAMILIES[family]
     model = _create(family)
@@ -85,7 +89,7 @@ def test_folded_weights_load_strictly_into_the_plain_timm_model(family):
     assert not any(type(m).__module__.startswith("timm_mix.models.mixmo") for m in model.fold().modules())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@families
 def test_training_step_reaches_every_parameter(family):
     model = _create(family).train()
     size = SIZE.get(family, 64)
@@ -181,6 +185,7 @@ def test_a_compiled_model_still_refuses_masks_of_another_shape():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["linear", "cut", "noise", "channel"])
 @pytest.mark.parametrize("name", PRECISION_NETS)
 def test_compiles_as_one_graph_with_masks(name, block):

@@ -103,6 +103,7 @@ def test_every_stage_trains_and_bf16_agrees(kind):
         assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+@pytest.mark.slow
 def test_one_graph_per_stage_is_compiled():
     plain, compiled = _task(), _task()
     compiled.compile(backend="eager", fullgraph=True)

@@ -132,6 +132,7 @@ def test_cotraining_loss_equals_a_loop_over_samples_and_parts():
     assert not result["cot"].requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_loss_on_one_batch_falls_by_half_in_under_50_steps(name):
     task = _task(name, total_steps=1000, seed=3, **({"block": "cut", "prob": 0.5} if name == "mixmo" else {}))
@@ -225,6 +226,7 @@ def test_ema_and_evaluation_model_work_as_in_timms_tasks(name):
     assert "state_dict_ema" in task.get_checkpoint_state(ema=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_compiled_model_gives_the_same_loss(name):
     x, y = _batch()

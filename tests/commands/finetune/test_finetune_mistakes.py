@@ -113,6 +113,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(name, finetune, material, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_from_the_script_a_mistake_is_one_line_and_status_two(sources, material):
     command = [sys.executable, str(SCRIPT.with_name("finetune.py")), "--cpu", "--workers", "0"]
     done = in_a_process(

@@ -225,6 +225,7 @@ def test_a_torn_checkpoint_stays_as_it_is(outcomes, material):
     assert (material / "torn.pt").read_bytes() == (material / "other.pt").read_bytes()[:-99]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unknown model", "torn checkpoint"])
 def test_the_script_itself_ends_with_one_line_and_status_two(name, material, images):
     done = in_a_process([sys.executable, str(SCRIPT), *mistaken(name, material, images)])

@@ -23,13 +23,13 @@ from timm_mix.train.loop.trainer import Trainer
     ("task", "workers", "place"),
     [
         ("mixmo", 0, "after an epoch"),
-        ("mixmo", 2, "after an epoch"),
         ("mixmo", 0, "in an epoch"),
-        ("cotraining", 0, "after an epoch"),
-        ("classification", 2, "in an epoch"),
-        ("recursivemix", 0, "after an epoch"),
-        ("automix", 0, "after an epoch"),
-        ("manifoldmixup", 0, "in an epoch"),
+        pytest.param("mixmo", 2, "after an epoch", marks=pytest.mark.slow),
+        pytest.param("cotraining", 0, "after an epoch", marks=pytest.mark.slow),
+        pytest.param("classification", 2, "in an epoch", marks=pytest.mark.slow),
+        pytest.param("recursivemix", 0, "after an epoch", marks=pytest.mark.slow),
+        pytest.param("automix", 0, "after an epoch", marks=pytest.mark.slow),
+        pytest.param("manifoldmixup", 0, "in an epoch", marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(task, workers, place, run, interrupted, tmp_path):

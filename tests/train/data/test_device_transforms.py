@@ -124,6 +124,7 @@ def torchvisions(settings, size):
     return erased_by(v2.RandomErasing(settings.re_prob, settings.re_scale, settings.re_ratio), size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(11, 13), (32, 32)])
 @pytest.mark.parametrize(
     ("twin", "boxes"),
