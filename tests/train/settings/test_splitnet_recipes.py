@@ -204,7 +204,7 @@ def transforms_of(config, model):
     data = Data(Images(), Images(), None, 10)
     data_config = data_config_of(config.model, timm.create_model(model, device="meta"))
     loaders_of(config.replace(workers=0, pin_mem=False), data, data_config, views=2)
-    assert data.train.transform.views == 2
+    assert data.train.transform.count == 2
     return repr(data.train.transform), repr(data.validation.transform)
 
 
