@@ -14,7 +14,7 @@ from timm_mix.mixers import MIXERS
 ROOMS = (
     *("functional", "registry", "places", "own_methods", "models", "mixers", "tasks", "views", "metrics"),
     *("hub", "card", "convert", "drop_in"),
-    *(f"train.{room}" for room in ("settings", "data", "checkpoints")),
+    *(f"train.{room}" for room in ("settings", "data", "checkpoints", "evaluate", "finetune")),
 )
 MODULES = sorted(modules_of(*(f"timm_mix.{room}" for room in ROOMS)))
 PUSHING = {"timm_mix.hub.publish"}  # says so, and no more, where huggingface_hub is too old
