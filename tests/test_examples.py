@@ -13,10 +13,17 @@ from timm_mix.mixers import MIXERS
 
 ROOMS = (
     *("functional", "registry", "places", "own_methods", "models", "mixers", "tasks", "views", "metrics"),
-    *("hub", "card", "convert", "drop_in"),
+    *("hub", "card", "convert", "drop_in", "train"),
 )
 MODULES = sorted(modules_of(*(f"timm_mix.{room}" for room in ROOMS)))
 PUSHING = {"timm_mix.hub.publish"}  # says so, and no more, where huggingface_hub is too old
+
+# what no few lines in one process can show
+WITHOUT_EXAMPLE = {
+    "timm_mix.train.loop.member_parallel": ["MemberParallel"],  # several processes
+    "timm_mix.train.loop.parallel": ["join_after_restart"],  # processes that torchrun has started again
+    "timm_mix.train.loop.trainer": ["Trainer"],  # every part of a run; the examples of train and run make one
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -30,7 +37,7 @@ def test_the_examples_show_what_happens(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_public_name_has_an_example(name):
-    assert names_without_example(importlib.import_module(name)) == []
+    assert names_without_example(importlib.import_module(name)) == WITHOUT_EXAMPLE.get(name, [])
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if registers_models(importlib.import_module(name))])

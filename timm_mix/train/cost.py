@@ -36,6 +36,9 @@ class Cost:
     """Predicted cost of a run; `network` is the plain one that `relative_time` compares with, nan if it is unknown.
 
     `batch_flops` are those of one training step, forward and backward.
+
+    >>> print(Cost(steps_per_epoch=390, epochs=200, network="wrn16_2", relative_time=2.0))
+    78,000 iterations (390 per epoch), 2.00 x the time of plain wrn16_2
     """
 
     steps_per_epoch: int
@@ -75,6 +78,11 @@ def predict_cost(
         num_classes: of the data.
         steps_per_epoch: batches, not updates; `steps_per_epoch` below where there is no loader to ask.
         epochs: with the schedule's cool-down.
+
+    >>> length = {"num_classes": 10, "steps_per_epoch": 22, "epochs": 5}
+    >>> cost = predict_cost(ModelSettings(), TaskSettings(name="mixmo"), DataSettings(batch_repeats=2), **length)
+    >>> cost.network, cost.iterations, cost.relative_time > 2  # two copies of an image, and a second encoder
+    ('wrn16_2', 110, True)
     """
     try:
         network, plain, ratio = _step_flops(model, task, num_classes)
@@ -85,7 +93,11 @@ def predict_cost(
 
 
 def steps_per_epoch(images: DataSettings, num_images: int, processes: int = 1) -> int:
-    """Batches of an epoch: each shows batch_size / b images per process, and a short last one is left out."""
+    """Batches of an epoch: each shows batch_size / b images per process, and a short last one is left out.
+
+    >>> steps_per_epoch(DataSettings(batch_size=64, batch_repeats=2), num_images=50_000)
+    1562
+    """
     return num_images // (processes * (images.batch_size // images.batch_repeats))
 
 

@@ -24,11 +24,21 @@ _CAUSED_BY_SETTINGS = (
 
 
 class UsageError(ValueError):
-    """A mistake of the user; scripts print it as one line and exit with 2."""
+    """A mistake of the user; scripts print it as one line and exit with 2.
+
+    >>> raise UsageError("batch_size must be >= 1, got 0")
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: batch_size must be >= 1, got 0
+    """
 
 
 class Stopped(Exception):  # noqa: N818 - nothing is wrong with the run
-    """A signal ended a run that has been saved; scripts print it as one line and exit with 128 + its number."""
+    """A signal ended a run that has been saved; scripts print it as one line and exit with 128 + its number.
+
+    >>> Stopped("stopped by SIGTERM after update 7, which is saved", 15).status
+    143
+    """
 
     def __init__(self, line: str, number: int):
         super().__init__(line)
@@ -37,7 +47,14 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong with the run
 
 @contextmanager
 def user_errors(what: str) -> Iterator[None]:
-    """Turn what a library raises over a setting into a UsageError: "cannot <what>: <reason>"."""
+    """Turn what a library raises over a setting into a UsageError: "cannot <what>: <reason>".
+
+    >>> with user_errors("create the optimizer"):
+    ...     torch.optim.SGD([torch.zeros(3)], lr=-1.0)
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: cannot create the optimizer: Invalid learning rate: -1.0
+    """
     try:
         yield
     except UsageError:
@@ -48,14 +65,24 @@ def user_errors(what: str) -> Iterator[None]:
 
 
 def check_keys(where: str, keys: Iterable[object], known: Collection[str], otherwise: str) -> None:
-    """An unknown key is a UsageError with the nearest known one, or with `otherwise` where none is near."""
+    """An unknown key is a UsageError with the nearest known one, or with `otherwise` where none is near.
+
+    >>> check_keys("recipe mine.yaml", ["lr", "epoch"], ["lr", "epochs"], "see train --help")
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: recipe mine.yaml has an unknown key 'epoch'; did you mean 'epochs'?
+    """
     for key in keys:
         if key not in known:
             raise UsageError(f"{where} has an unknown key {key!r}; {nearest(str(key), known) or otherwise}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What a wrong word may have meant, as a question; empty where nothing is near."""
+    """What a wrong word may have meant, as a question; empty where nothing is near.
+
+    >>> nearest("cosin", ["cosine", "step"]), nearest("linear", ["cosine", "step"])
+    ("did you mean 'cosine'?", '')
+    """
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
@@ -64,6 +91,13 @@ def run_script(main: Callable[[], object]) -> None:
     """Run a script's main; a UsageError becomes one line on stderr and exit status 2, Stopped its own status.
 
     Who reads the output may leave (`| head`): the script ends then, with 141 as the shell's own tools.
+
+    >>> def main():
+    ...     raise UsageError("batch_size must be >= 1, got 0")
+    >>> run_script(main)  # stderr has the one line
+    Traceback (most recent call last):
+        ...
+    SystemExit: 2
     """
     try:
         main()

@@ -17,6 +17,14 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write to a temporary name beside `path`, sync, rename, sync the folder.
 
     On failure the old file stays as it was. A process that is killed leaves a file `.NAME.*`.
+
+    >>> write_whole(Path("notes/first.txt"), lambda stream: stream.write(b"whole"))
+    >>> write_whole(Path("notes/first.txt"), lambda stream: stream.write(b"half") / 0)
+    Traceback (most recent call last):
+        ...
+    ZeroDivisionError: division by zero
+    >>> [(path.name, path.read_text()) for path in Path("notes").iterdir()]
+    [('first.txt', 'whole')]
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -38,6 +46,12 @@ def check_folder(folder: Path, flag: str = "--output") -> None:
 
     Raises:
         UsageError: the folder cannot be made, or nothing be written into it.
+
+    >>> written = Path("taken").write_text("a file")
+    >>> check_folder(Path("taken/run"))
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: the folder taken/run cannot be made, .../taken is a file: give another --output
     """
     present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not present.is_dir():
@@ -50,7 +64,13 @@ def check_folder(folder: Path, flag: str = "--output") -> None:
 
 
 def link_whole(source: Path, target: Path) -> None:
-    """A second name for a file, which takes no space; a copy where the file system has no hard links."""
+    """A second name for a file, which takes no space; a copy where the file system has no hard links.
+
+    >>> written = Path("update_7.pt").write_text("weights")
+    >>> link_whole(Path("update_7.pt"), Path("last.pt"))
+    >>> Path("last.pt").read_text(), Path("last.pt").samefile("update_7.pt")
+    ('weights', True)
+    """
     scratch = target.parent / f".{target.name}.{os.getpid()}"
     scratch.unlink(missing_ok=True)
     try:
@@ -65,6 +85,12 @@ def link_whole(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """As a file that people read, too.
+
+    >>> write_json(Path("results.json"), {"top1": 71.5})
+    >>> json.loads(Path("results.json").read_text())
+    {'top1': 71.5}
+    """
     text = json.dumps(content, indent=2) + "\n"
     write_whole(path, lambda stream: stream.write(text.encode()))
 

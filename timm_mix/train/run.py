@@ -40,9 +40,23 @@ from timm_mix.train.settings.optimise import OptimiseSettings
 from timm_mix.train.settings.run import RunSettings
 from timm_mix.train.settings.task import TaskSettings
 
+__all__ = ["run", "train"]
+
 
 def run(config: Config, **parts: Any) -> dict[str, Any]:
-    """Start accelerate and train; `parts` are the keywords of `train`."""
+    """Start accelerate and train; `parts` are the keywords of `train`.
+
+    >>> from PIL import Image
+    >>> for name in ("train/cat/0.png", "train/dog/0.png", "val/cat/1.png", "val/dog/1.png"):
+    ...     Path("pets", name).parent.mkdir(parents=True)
+    ...     Image.new("RGB", (32, 32)).save(Path("pets", name))
+    >>> short = {"epochs": 1, "batch_size": 2, "workers": 0, "cpu": True}
+    >>> results = run(Config.of(data_dir="pets", model="test_resnet", img_size=32, experiment="my_run", **short))
+    predicted cost: 1 iterations (1 per epoch), ...
+    epoch 1/1  loss ... top-1 ...
+    >>> timm.create_model("local-dir:output/my_run/model", pretrained=True).num_classes
+    2
+    """
     with deterministic_algorithms(config.run.deterministic):
         accelerator = _accelerator(config.optimise, config.run, config.folder)
         try:
@@ -63,6 +77,18 @@ def train(
 
     `prepare_model` changes the model that the recipe names (a new head, frozen layers) before anything else sees it;
     `open_data` and `make_task` stand for `build_data` and `build_task`.
+
+    >>> from PIL import Image
+    >>> from timm_mix.train.data.image_folder import ImageFiles
+    >>> Image.new("RGB", (32, 32)).save("grey.png")
+    >>> splits = [ImageFiles([Path("grey.png")] * 2, np.array([0, 1]), ["cat", "dog"]) for split in ("train", "val")]
+    >>> short = {"epochs": 1, "batch_size": 2, "workers": 0, "cpu": True}
+    >>> config = Config.of(model="test_resnet", img_size=32, experiment="of_my_own_data", **short)
+    >>> results = train(config, Accelerator(cpu=True), open_data=lambda: Data(*splits, ["cat", "dog"], num_classes=2))
+    predicted cost: 1 iterations (1 per epoch), ...
+    epoch 1/1  loss ... top-1 ...
+    >>> results["last"]["ensemble"]["count"]
+    2
     """
     _check_folder(config.folder)
     parallel = _parallel(config, accelerator)

@@ -251,6 +251,15 @@ def test_help_prints_every_setting(capsys):
         assert setting.flag in text
 
 
+def test_help_names_every_part_without_its_example(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_config(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line[:-1] for line in lines if line[:1].strip() and line.endswith(":")]
+    assert titles == ["options", "data", "model", "task and mixing", "augmentation", "optimisation", "run"]
+    assert not any(">>>" in line for line in lines)
+
+
 def test_an_odd_batch_is_accepted_without_mixup():
     assert parse_config(["--batch-size", "9", "--mixup-prob", "0.5"]).data.batch_size == 9
 

@@ -37,6 +37,12 @@ def collect(
     main: this is the process whose word counts for what a task has alike everywhere (`shared_state`).
     task_states, own_states: of every process; the latter is what the networks have of their own in each (BatchNorm
         statistics, what the task averages beside the model) and `sums`.
+
+    >>> from timm.task import ClassificationTask
+    >>> task = ClassificationTask(nn.Linear(2, 3), nn.CrossEntropyLoss(), verbose=False)
+    >>> content = collect(task, torch.optim.SGD(task.parameters(), lr=0.1), None, None, {"loss": torch.tensor(1.5)})
+    >>> sorted(content)
+    ['optimizer', 'own_states', 'scaler', 'schedule', 'state_dict', 'task_states']
     """
     states = _without_shared(task, task.get_task_state(), main), _own_state(task, sums, main)
     processes = gather_object([send_to_device(states, "cpu")])
@@ -70,6 +76,15 @@ def put_back(
         share, part, parts: the process holds this part of this replica.
     Raises:
         UsageError: the content does not fit the parts of the run.
+
+    >>> from timm.task import ClassificationTask
+    >>> def parts():
+    ...     task = ClassificationTask(nn.Linear(2, 3), nn.CrossEntropyLoss(), verbose=False)
+    ...     return {"task": task, "optimizer": torch.optim.SGD(task.parameters()), "schedule": None, "scaler": None}
+    >>> then, now = parts(), parts()
+    >>> sums = put_back(collect(**then, sums={}), **now)
+    >>> all(map(torch.equal, then["task"].parameters(), now["task"].parameters()))
+    True
     """
     with user_errors("resume: the checkpoint does not fit this recipe"):
         own = _own(content, share, part, parts)
@@ -95,6 +110,11 @@ def write_checkpoint(content: dict[str, Any], stream: IO[bytes]) -> None:
 
     Raises:
         OSError: of the stream, also where torch would hide it.
+
+    >>> with open("run.pt", "wb") as stream:
+    ...     write_checkpoint({"version": VERSION}, stream)
+    >>> torch.load("run.pt")
+    {'version': 2}
     """
     watched: Any = _Watched(stream)
     try:
@@ -107,7 +127,14 @@ def write_checkpoint(content: dict[str, Any], stream: IO[bytes]) -> None:
 
 
 class TornCheckpointError(UsageError):
-    """A file that is not whole."""
+    """A file that is not whole.
+
+    >>> written = Path("torn.pt").write_text("half a checkpoint")
+    >>> read_checkpoint(Path("torn.pt"))
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.checkpoints.content.TornCheckpointError: cannot read checkpoint torn.pt (no whole zip archive); ...
+    """
 
 
 def read_checkpoint(path: Path, *, check: bool = True) -> dict[str, Any]:
@@ -115,6 +142,13 @@ def read_checkpoint(path: Path, *, check: bool = True) -> dict[str, Any]:
 
     Raises:
         UsageError: foreign, or another version; TornCheckpointError: torn or damaged.
+
+    >>> with open("old.pt", "wb") as stream:
+    ...     write_checkpoint({"version": 1}, stream)
+    >>> read_checkpoint(Path("old.pt"))
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: checkpoint old.pt has version 1, wanted 2; start anew
     """
     advice = "it is torn or not ours, give another"
     if not zipfile.is_zipfile(path):

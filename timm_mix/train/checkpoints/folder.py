@@ -23,6 +23,12 @@ class CheckpointFolder:
     Args:
         folder: made when it is needed.
         keep: how many of the newest checkpoints stay.
+
+    >>> files = CheckpointFolder(Path("checkpoints"), keep=2)
+    >>> for update in (10, 20, 30):
+    ...     files.write({"version": 2}, update)
+    >>> sorted(path.name for path in files.folder.iterdir())
+    ['last.pt', 'update_000000020.pt', 'update_000000030.pt']
     """
 
     def __init__(self, folder: Path, keep: int):

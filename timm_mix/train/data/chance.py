@@ -24,6 +24,12 @@ def seed_generators(*key: int, device: torch.device | None = None) -> None:
     """Seed the global generators of `random`, numpy and torch (the CPU's and this device's) from integers >= 0.
 
     Not by torch.manual_seed, which on a machine without a GPU takes ten times as long.
+
+    >>> seed_generators(42, 0, 7)  # say of a run, an epoch and a step
+    >>> drawn = torch.rand(2)
+    >>> seed_generators(42, 0, 7)
+    >>> torch.equal(torch.rand(2), drawn)
+    True
     """
     words = np.random.SeedSequence(key).generate_state(5).tolist()
     random.seed(words[0] << 32 | words[1])
@@ -36,7 +42,13 @@ def seed_generators(*key: int, device: torch.device | None = None) -> None:
 
 @contextmanager
 def keep_generators() -> Iterator[None]:
-    """Leave the global generators of `random`, numpy and torch's CPU as they were."""
+    """Leave the global generators of `random`, numpy and torch's CPU as they were.
+
+    >>> with keep_generators():
+    ...     drawn = torch.rand(2)
+    >>> torch.equal(torch.rand(2), drawn)  # as if nothing had been drawn
+    True
+    """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -54,6 +66,12 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
     Raises:
         UsageError: within it an operation has no such kernel.
+
+    >>> with deterministic_algorithms(True):
+    ...     torch.are_deterministic_algorithms_enabled()
+    True
+    >>> torch.are_deterministic_algorithms_enabled()
+    False
     """
     if not wanted:
         yield

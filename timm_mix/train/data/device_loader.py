@@ -39,6 +39,10 @@ class ImageMemory:
     Shapes: with H, W = size
         pixels: [1 + N * H * W, C] uint8 on the device, a black pixel first (see `cut_views`).
         target: [N] int64 on the host.
+
+    >>> memory = ImageMemory(torch.zeros(1 + 5 * 4 * 4, 3, dtype=torch.uint8), np.arange(5), (4, 4))
+    >>> len(memory), memory.shape
+    (5, (3, 4, 4))
     """
 
     pixels: Tensor
@@ -74,6 +78,11 @@ def load_images(
     Raises:
         UsageError: a streamed dataset, more channels than the network takes, more than MEMORY_SHARE of the memory, an
             image that cannot be read.
+
+    >>> from timm_mix.train.data.digits import Digits
+    >>> memory = load_images(Digits("validation"), (32, 32), channels=3)
+    >>> len(memory), memory.pixels.shape
+    (360, torch.Size([368641, 3]))
     """
     if isinstance(dataset, IterableDataset):
         raise UsageError("device_loader needs data that can be read by index, got a streamed dataset: drop it")
@@ -108,6 +117,12 @@ class DeviceLoader:
         channels_last: memory format of the images; several views are contiguous.
     Shapes:
         iteration gives images [B, C, H, W] or [B, views, C, H, W] float32 and target [B] int64.
+
+    >>> memory = ImageMemory(torch.zeros(1 + 5 * 4 * 4, 3, dtype=torch.uint8), np.arange(5), (4, 4))
+    >>> loader = DeviceLoader(memory, EpochBatchSampler(5, 2), mean=(0.5,) * 3, std=(0.25,) * 3, views=2)
+    >>> images, target = next(iter(loader))
+    >>> images.shape, images.unique()  # black ones, normalised
+    (torch.Size([2, 2, 3, 4, 4]), tensor([-2.]))
     """
 
     def __init__(
@@ -172,7 +187,15 @@ def create_device_loaders(
     device: torch.device | str = "cpu",
     channels_last: bool = False,
 ) -> tuple[DeviceLoader, DeviceLoader]:
-    """Training and evaluation loaders of one process, as `timm_mix.train.loop.build.build_loaders` asks for them."""
+    """Training and evaluation loaders of one process, as `timm_mix.train.loop.build.build_loaders` asks for them.
+
+    >>> from timm_mix.train.data.digits import Digits
+    >>> data_config = timm.data.resolve_data_config({"input_size": (3, 32, 32)})
+    >>> sets = Digits("train"), Digits("validation")
+    >>> train, validation = create_device_loaders(DataSettings(workers=0), NO_AUGMENTATION, *sets, data_config, seed=0)
+    >>> len(train), len(validation)  # batches of 64
+    (22, 6)
+    """
     sharing: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
     with user_errors("make batches of the training images"):
         sampler = EpochBatchSampler(len(train), images.batch_size, repeats=images.batch_repeats, **sharing)  # type: ignore[arg-type]
@@ -196,6 +219,13 @@ def device_augmentation(style: str, options: Mapping[str, Any]) -> Augmentation:
         options: under the names of `Augmentation`; None stands for the default.
     Raises:
         UsageError: another style, or an option that the device does not have.
+
+    >>> device_augmentation("small", {"padding": 2, "hflip": None}).padding
+    2
+    >>> device_augmentation("small", {"aa": "cifar10"})
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: device_loader has no option aa (got 'cifar10'), aug small has padding, ...
     """
     if style not in ("small", "none"):
         raise UsageError(f"device_loader is for aug small or none, got {style}: drop device_loader, or take aug small")

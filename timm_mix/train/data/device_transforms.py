@@ -36,6 +36,11 @@ class Augmentation:
         re_scale: area of all boxes together as a share of the image. re_ratio: height over width of each.
     Raises:
         UsageError: a value out of range.
+
+    >>> Augmentation(padding=2, pad_mode="wrap")
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: pad_mode must be one of constant, edge, reflect, symmetric, got 'wrap': correct it
     """
 
     padding: int = 4
@@ -78,6 +83,13 @@ class ViewPlan:
             one erases nothing.
         colours: [n, re_count, C] float32, what fills each box ("rand"), else None.
         noise_seed: seed of the device's generator of what fills the boxes ("pixel"), else None.
+
+    >>> one, yes, no = np.array([1]), np.array([True]), np.array([False])
+    >>> plan = ViewPlan(top=one, left=one, hflip=yes, vflip=no, boxes=np.zeros((1, 1, 4), int))
+    >>> pixels = torch.tensor([[0], [1], [2], [3], [4]]).byte()  # a black one, and an image of 2 x 2
+    >>> cut_views(pixels, (2, 2), np.array([0]), plan, Augmentation(padding=1))
+    tensor([[[[2, 1],
+              [4, 3]]]], dtype=torch.uint8)
     """
 
     top: np.ndarray
@@ -92,7 +104,12 @@ class ViewPlan:
 def plan_views(
     count: int, shape: tuple[int, int, int], settings: Augmentation, *, rng: np.random.Generator
 ) -> ViewPlan:
-    """Draw the crops, flips and erased boxes of `count` views of images [C, H, W] = shape."""
+    """Draw the crops, flips and erased boxes of `count` views of images [C, H, W] = shape.
+
+    >>> plan = plan_views(1000, (3, 32, 32), Augmentation(padding=4), rng=np.random.default_rng(0))
+    >>> plan.top.min().item(), plan.top.max().item(), plan.boxes.shape
+    (0, 8, (1000, 1, 4))
+    """
     top, left = rng.integers(2 * settings.padding + 1, size=(2, count))
     vflip, hflip = rng.random((2, count)) < [[settings.vflip], [settings.hflip]]
     boxes = _draw_boxes(count, shape[1:], settings, rng)
@@ -112,6 +129,12 @@ def cut_views(
     Shapes: with H, W = size, n = len(index)
         pixels: [1 + N * H * W, C] uint8 on the device: a black pixel, then those of N images row by row.
         index: [n] int64.   returns: [n, C, H, W] uint8, channels last in memory.
+
+    >>> pixels = torch.tensor([[0], [1], [2], [3], [4]]).byte()  # a black one, and an image of 2 x 2
+    >>> plan = plan_views(1, (1, 2, 2), NO_AUGMENTATION, rng=np.random.default_rng(0))
+    >>> cut_views(pixels, (2, 2), np.array([0]), plan, NO_AUGMENTATION)
+    tensor([[[[1, 2],
+              [3, 4]]]], dtype=torch.uint8)
     """
     height, width = size
     rows = _source_lines(plan.top, plan.vflip, height, settings)
@@ -129,6 +152,11 @@ def erase(views: Tensor, plan: ViewPlan) -> Tensor:
 
     Shapes:
         views: [n, C, H, W] float, normalised.   returns: views.
+
+    >>> settings = Augmentation(re_prob=1.0, re_scale=(0.25, 0.25))
+    >>> plan = plan_views(1, (1, 4, 4), settings, rng=np.random.default_rng(0))
+    >>> int((erase(torch.ones(1, 1, 4, 4), plan) == 0).sum())  # a quarter of the pixels
+    4
     """
     if not plan.boxes.any():
         return views
@@ -149,7 +177,11 @@ def erase(views: Tensor, plan: ViewPlan) -> Tensor:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy to the device without waiting for what the device still has to do."""
+    """Copy to the device without waiting for what the device still has to do.
+
+    >>> to_device(np.arange(3), torch.device("cpu"))
+    tensor([0, 1, 2])
+    """
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

@@ -36,6 +36,10 @@ class Digits(Dataset):
         targets: [n] int64, the label of each sample.
     Raises:
         UsageError: an unknown split, or scikit-learn is missing.
+
+    >>> digits = Digits("validation")
+    >>> len(digits), digits[0][0].size, digits.classes[:3]
+    (360, (32, 32), ['0', '1', '2'])
     """
 
     def __init__(self, split: str, transform: Callable[[Image.Image], Any] | None = None, mode: str = "RGB"):
@@ -64,6 +68,11 @@ def split_indices(targets: np.ndarray, num_validation: int, *, seed: int) -> tup
 
     Shapes: with n = len(targets)
         targets: [n] int.   returns: [n - num_validation] and [num_validation] int64, both ascending.
+
+    >>> targets = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    >>> train, validation = split_indices(targets, 3, seed=0)
+    >>> targets[train], targets[validation]
+    (array([0, 0, 0, 0, 1, 1]), array([0, 0, 1]))
     """
     classes, counts = np.unique(targets, return_counts=True)
     share = counts * num_validation / len(targets)

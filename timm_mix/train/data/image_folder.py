@@ -36,6 +36,12 @@ class ImageFiles(Dataset):
         mode: PIL mode that every image is converted to.
     Raises:
         UsageError: on access, a file that cannot be read.
+
+    >>> Image.new("L", (7, 5)).save("cat.png")
+    >>> images = ImageFiles([Path("cat.png")], np.array([0]), ["cat", "dog"])
+    >>> image, label = images[0]
+    >>> image.size, image.mode, images.classes[label]
+    ((7, 5), 'RGB', 'cat')
     """
 
     def __init__(self, files: Sequence[Path], targets: np.ndarray, classes: list[str], mode: str = "RGB"):
@@ -85,6 +91,13 @@ def open_image_folder(
     Raises:
         UsageError: no such folders, no images, fewer than two classes, classes that differ between the splits or have
             no training image, both splits the same folder, a val_fraction that is missing, not wanted or not in (0, 1).
+
+    >>> for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"):
+    ...     Path("pets", name).parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("RGB", (8, 8)).save(Path("pets", name))
+    >>> train, validation, left_out = open_image_folder("pets", val_fraction=0.5)
+    >>> train.classes, train.targets, validation.targets
+    (['cat', 'dog'], array([0, 1]), array([0, 1, 1]))
     """
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise UsageError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
@@ -107,7 +120,13 @@ def open_image_folder(
 
 
 def find_unreadable(files: Sequence[Path], threads: int = 1) -> list[str]:
-    """Decode every file; one line for each that cannot be used."""
+    """Decode every file; one line for each that cannot be used.
+
+    >>> Image.new("RGB", (8, 8)).save("whole.png")
+    >>> written = Path("torn.png").write_text("half an image")
+    >>> find_unreadable([Path("whole.png"), Path("torn.png")])
+    ['torn.png is no image that can be read (no image format that Pillow knows): replace or remove it']
+    """
     with ThreadPoolExecutor(max(1, threads)) as pool:
         return [fault for fault in pool.map(find_fault, files) if fault is not None]
 

@@ -60,6 +60,12 @@ def create_train_loader(
 
     Raises:
         UsageError: what `EpochBatchSampler` raises, or repeats > 1 with an iterable dataset.
+
+    >>> images = [(torch.rand(3, 8, 8), label) for label in range(5)]
+    >>> loader = create_train_loader(images, batch_size=4, repeats=2)
+    >>> start_epoch(loader, epoch=0, seed=0)
+    >>> [target.tolist() for _, target in loader]
+    [[2, 4, 2, 4], [3, 0, 3, 0]]
     """
     shared = _loader_settings(workers, pin_memory)
     if not isinstance(dataset, IterableDataset):
@@ -88,6 +94,10 @@ def create_eval_loader(
     """Make the evaluation loader of one process: every sample exactly once over all processes, in a fixed order.
 
     The last batch may be short and the ranks may have different numbers of batches. An iterable dataset shards itself.
+
+    >>> images = [(torch.rand(3, 8, 8), label) for label in range(5)]
+    >>> [target.tolist() for _, target in create_eval_loader(images, batch_size=2)]
+    [[0, 1], [2, 3], [4]]
     """
     shared = _loader_settings(workers, pin_memory)
     if isinstance(dataset, IterableDataset):
@@ -109,6 +119,11 @@ def start_epoch(loader: Any, epoch: int, seed: int, rank: int = 0, first_batch: 
         seed: of the run, >= 0.
         rank: of this process: each rank draws its own augmentations.
         first_batch: batches of the epoch to leave out; they cost nothing.
+
+    >>> loader = create_train_loader([(torch.rand(3, 8, 8), label) for label in range(6)], batch_size=2)
+    >>> start_epoch(loader, epoch=3, seed=0, first_batch=1)
+    >>> len(list(loader))  # of three
+    2
     """
     if hasattr(loader, "start"):
         loader.start(epoch, seed, rank, first_batch)
@@ -131,6 +146,12 @@ def epoch_batches(
 
     Args: those of `start_epoch`, and
         device: whose generator is seeded, too.
+
+    >>> loader = create_train_loader([(torch.rand(3, 8, 8), label) for label in range(6)], batch_size=2)
+    >>> whole = [target.tolist() for _, target in epoch_batches(loader, epoch=3, seed=0)]
+    >>> rest = [target.tolist() for _, target in epoch_batches(loader, epoch=3, seed=0, first_batch=1)]
+    >>> rest == whole[1:]
+    True
     """
     start_epoch(loader, epoch, seed, rank, first_batch)
     is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)

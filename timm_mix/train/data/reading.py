@@ -42,6 +42,13 @@ class StrictImages(Dataset):
         reader, classes, targets, labels, samples, filename: the source's, where it has them.
     Raises:
         UsageError: on access, an image that cannot be read.
+
+    >>> Path("shots/cat").mkdir(parents=True)
+    >>> written = Path("shots/cat/0.png").write_text("half an image")
+    >>> StrictImages(ImageDataset("shots"))[0]
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: shots/cat/0.png is no image that can be read (no image format that Pillow ...
     """
 
     def __init__(self, source: Any, mode: str = "RGB"):
@@ -87,6 +94,10 @@ def decode(file: Path | IO[bytes], mode: str) -> Image.Image:
 
     Raises:
         ValueError: more than 8 bits per channel. Other errors are Pillow's.
+
+    >>> Image.new("L", (7, 5), 128).save("grey.png")
+    >>> decode(Path("grey.png"), "RGB").getpixel((0, 0))
+    (128, 128, 128)
     """
     with Image.open(file) as image:
         _check_depth(image)
@@ -96,7 +107,12 @@ def decode(file: Path | IO[bytes], mode: str) -> Image.Image:
 
 
 def find_fault(path: Path) -> str | None:
-    """What is wrong with a file, if it cannot be read."""
+    """What is wrong with a file, if it cannot be read.
+
+    >>> written = Path("torn.png").write_text("half an image")
+    >>> find_fault(Path("torn.png"))
+    'torn.png is no image that can be read (no image format that Pillow knows): replace or remove it'
+    """
     try:
         with Image.open(path) as image:
             _check_depth(image)
@@ -108,7 +124,11 @@ def find_fault(path: Path) -> str | None:
 
 
 def unreadable(name: str | Path, error: Exception) -> str:
-    """The one line for an image that cannot be read."""
+    """The one line for an image that cannot be read.
+
+    >>> unreadable("cat.png", OSError("image file is truncated"))
+    'cat.png is no image that can be read (image file is truncated): replace or remove it'
+    """
     unknown = "no image format that Pillow knows"
     reason = unknown if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
     reason = reason.replace(repr(str(name)), "it") or type(error).__name__
@@ -119,6 +139,10 @@ class Unreadable(NamedTuple):
     """In the place of an item whose image cannot be read: an exception would leave a worker with its whole traceback.
 
     stand_in: a black image's item, so that processes that work in step can go on until they hear of the fault.
+
+    >>> item = Unreadable("cat.png is torn", stand_in=(torch.zeros(3, 4, 4), 0))
+    >>> item.fault
+    'cat.png is torn'
     """
 
     fault: str
@@ -129,6 +153,10 @@ class FaultyBatch(NamedTuple):
     """In the place of a batch with an unreadable image, which is black in it.
 
     Shapes: images [B, ...]; target [B].
+
+    >>> batch = FaultyBatch(torch.zeros(2, 3, 4, 4), torch.tensor([4, 0]), "cat.png is torn")
+    >>> batch.fault
+    'cat.png is torn'
     """
 
     images: Any
@@ -137,7 +165,12 @@ class FaultyBatch(NamedTuple):
 
 
 def read(dataset: Any, index: int) -> Any:
-    """dataset[index], or `Unreadable`."""
+    """dataset[index], or `Unreadable`.
+
+    >>> from timm_mix.train.data.image_folder import ImageFiles
+    >>> read(ImageFiles([Path("lost.png")], np.array([0]), ["cat"]), 0).fault
+    'lost.png is no image that can be read ([Errno 2] No such file or directory: it): replace or remove it'
+    """
     try:
         return dataset[index]
     except UsageError as error:
@@ -146,7 +179,13 @@ def read(dataset: Any, index: int) -> Any:
 
 
 def collate(items: list[Any]) -> Any:
-    """A batch of items of `read`, or a `FaultyBatch`."""
+    """A batch of items of `read`, or a `FaultyBatch`.
+
+    >>> items = [(torch.ones(1, 2, 2), 4), Unreadable("cat.png is torn", stand_in=(torch.zeros(1, 2, 2), 0))]
+    >>> batch = collate(items)
+    >>> batch.images.sum((1, 2, 3)), batch.fault
+    (tensor([4., 0.]), 'cat.png is torn')
+    """
     faults = [item.fault for item in items if isinstance(item, Unreadable)]
     batch = default_collate([item.stand_in if isinstance(item, Unreadable) else item for item in items])
     return FaultyBatch(batch[0], batch[1], faults[0]) if faults else batch

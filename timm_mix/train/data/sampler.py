@@ -14,6 +14,9 @@ class ShardSampler(Sampler[int]):
 
     Raises:
         UsageError: num_samples < 0, or the rank lies outside the world.
+
+    >>> [list(ShardSampler(5, rank, world_size=2)) for rank in range(2)]
+    [[0, 2, 4], [1, 3]]
     """
 
     def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1):

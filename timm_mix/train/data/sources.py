@@ -65,6 +65,13 @@ def open_dataset(
         **kw: further settings of `timm.data.create_dataset`.
     Raises:
         UsageError: the data cannot be opened; one line that says what was wanted, what was found and what to do.
+
+    >>> len(open_dataset("digits", None, "train")), len(open_dataset("digits", None, "validation"))
+    (1437, 360)
+    >>> open_dataset("torch/cifar10", "no/such/folder", "train")
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: dataset 'torch/cifar10' needs an existing data folder, no/such/folder does not ...
     """
     prefix, target = _parse_name(name)
     if class_map and (prefix == "digits" or target.lower().startswith("torch/")):
@@ -100,12 +107,19 @@ def is_stream(name: str) -> bool:
     """Whether a data set is read from its beginning to its end: then its workers deal out and shuffle the samples.
 
     Of any other the number of workers changes nothing that is drawn, see `timm_mix.train.data.loaders`.
+
+    >>> is_stream("wds/imagenet"), is_stream("torch/cifar10")
+    (True, False)
     """
     return name.partition("/")[0].lower() in STREAMS
 
 
 def class_names(dataset: Dataset) -> list[str] | None:
-    """The name of each class by its index; None where the dataset has none, or not exactly one per index."""
+    """The name of each class by its index; None where the dataset has none, or not exactly one per index.
+
+    >>> class_names(Digits("validation"))[:3]
+    ['0', '1', '2']
+    """
     listed = getattr(dataset, "classes", None)
     if listed is not None:
         return [name if isinstance(name, str) else ", ".join(name) for name in listed]
@@ -123,6 +137,12 @@ def check_splits(train: Dataset, validation: Dataset) -> None:
 
     Raises:
         UsageError: the class names differ, or both splits read one folder (by whatever names and links) or tar.
+
+    >>> from types import SimpleNamespace as Split
+    >>> check_splits(Split(classes=["cat", "dog"]), Split(classes=["dog"]))
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: training and validation must have the same classes, 2 and 1 were found, they ...
     """
     names, others = class_names(train), class_names(validation)
     if names is not None and others is not None and names != others:

@@ -74,6 +74,10 @@ def small_image_transform(
         returns a callable: PIL image -> [C, H, W] float32.
     Raises:
         UsageError: unknown auto_augment, pad_mode or interpolation.
+
+    >>> transform = small_image_transform(16, mean=(0.5,) * 3, std=(0.25,) * 3, training=False)
+    >>> transform(Image.new("RGB", (20, 20), "white")).unique()
+    tensor([2.])
     """
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     steps: list[Callable] = [ResizeIfNeeded(size, interpolation)]
@@ -108,6 +112,11 @@ def create_transform(
             too. None stands for the default. They take precedence over `data_config`.
     Raises:
         UsageError: unknown style, an option other than None that the style does not have, or a value that it rejects.
+
+    >>> data_config = timm.data.resolve_data_config({"input_size": (3, 16, 16)})
+    >>> transform = create_transform("imagenet", data_config, training=True, lighting=0.1)
+    >>> transform(Image.new("RGB", (20, 24))).shape
+    torch.Size([3, 16, 16])
     """
     _check_choice("transform style", style, STYLES)
     given = _given_options(style, options)
@@ -158,6 +167,10 @@ class Lighting:
     Shapes: image [3, H, W] in [0, 1] -> the same, not clipped.
     Raises:
         UsageError: std < 0 or not finite, images that are not in colour.
+
+    >>> image = Lighting(0.1)(torch.full((3, 8, 8), 0.5))
+    >>> image.flatten(1).unique(dim=1).shape  # all pixels have the same new colour
+    torch.Size([3, 1])
     """
 
     # of ImageNet's training pixels in [0, 1]; the constants that the ResNet training codes share
@@ -180,7 +193,11 @@ class Lighting:
 
 
 class ResizeIfNeeded:
-    """Resize a PIL image to exactly (H, W), aspect not kept; an image of that size passes untouched."""
+    """Resize a PIL image to exactly (H, W), aspect not kept; an image of that size passes untouched.
+
+    >>> ResizeIfNeeded((5, 7), "bilinear")(Image.new("RGB", (20, 20))).size  # PIL: width, height
+    (7, 5)
+    """
 
     def __init__(self, size: tuple[int, ...], interpolation: str):
         try:

@@ -47,7 +47,12 @@ class Family:
 
 @dataclass(frozen=True)
 class Corruption:
-    """One family at one severity, for a whole data set: (image [H, W, C] uint8, index) -> the same."""
+    """One family at one severity, for a whole data set: (image [H, W, C] uint8, index) -> the same.
+
+    >>> noisy, image = Corruption("gaussian_noise", severity=5), np.full((8, 8, 3), 128, np.uint8)
+    >>> np.array_equal(noisy(image, 0), noisy(image, 0)), np.array_equal(noisy(image, 0), noisy(image, 1))
+    (True, False)
+    """
 
     name: str
     severity: int
@@ -64,6 +69,10 @@ def corrupt(image: np.ndarray, name: str, severity: int, *, rng: np.random.Gener
     Shapes: image [H, W, C] uint8 with C = 1 or 3; returns the same.
     Raises:
         UsageError: an unknown family, or a severity outside 1..5.
+
+    >>> image = np.full((8, 8, 1), 51, np.uint8)
+    >>> corrupt(image, "brightness", 5, rng=np.random.default_rng(0)).max().item()  # 0.3 of white brighter
+    128
     """
     (name,) = family_names([name])
     if severity not in SEVERITIES:
@@ -79,6 +88,9 @@ def family_names(given: list[str]) -> list[str]:
 
     Raises:
         UsageError: an unknown one.
+
+    >>> family_names(["jpeg", "contrast"])
+    ['contrast', 'jpeg']
     """
     for name in given:
         if name not in FAMILIES and name != "all":
@@ -93,6 +105,12 @@ class NpyCorruption(Dataset):
 
     Raises:
         UsageError: an array of another kind or length, or one that cannot be read.
+
+    >>> np.save("jpeg.npy", np.zeros((10, 8, 8, 3), np.uint8))  # five severities of two images
+    >>> np.save("labels.npy", np.array([7, 9]))
+    >>> images = NpyCorruption(Path("."), "jpeg", severity=3)
+    >>> len(images), images[1][1], images.filename(0)
+    (2, 9, '0 of jpeg.npy')
     """
 
     def __init__(self, folder: Path, name: str, severity: int):
@@ -128,6 +146,12 @@ def families_in(folder: Path) -> list[str]:
 
     Raises:
         UsageError: no such folder, no labels.npy, or nothing beside it.
+
+    >>> Path("made").mkdir()
+    >>> for name in ("labels", "jpeg", "snow"):
+    ...     np.save(f"made/{name}.npy", np.zeros(5))
+    >>> families_in(Path("made"))
+    ['jpeg', 'snow']
     """
     names = sorted(path.stem for path in folder.glob("*.npy")) if folder.is_dir() else []
     if "labels" not in names or len(names) < 2:

@@ -20,6 +20,12 @@ def plot_reliability(path: Path, panels: Mapping[str, tuple[Bins, float]], title
     """Accuracy over confidence, one panel per (bins, ECE); below, the share of images in each bin.
 
     The bars are 95 % intervals of the accuracy (Wilson's), so that a bin of few images does not look like a fault.
+
+    >>> from timm_mix.metrics import calibration_bins, calibration_error
+    >>> bins = calibration_bins(torch.tensor([0.55, 0.65, 0.95]), torch.tensor([0, 1, 1]))
+    >>> plot_reliability(Path("reliability.png"), {"as it is": (bins, calibration_error(bins))}, "resnet18")
+    >>> Path("reliability.png").is_file()
+    True
     """
     plt = open_pyplot()
     figure, axes = plt.subplots(
@@ -56,6 +62,11 @@ def plot_members(
     """Left: how often two predictors name the same class. Right: true against predicted class of the ensemble.
 
     Shapes: agreement [P, P] in 0..1; confusion [K, K] in images.
+
+    >>> share, counts = torch.tensor([[1.0, 0.9], [0.9, 1.0]]), torch.tensor([[8, 2], [1, 9]])
+    >>> plot_members(Path("members.png"), ["member_0", "member_1"], share, counts, ["cat", "dog"], "ensemble_logits")
+    >>> Path("members.png").is_file()
+    True
     """
     plt = open_pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.6), width_ratios=(1, 1.25), layout="constrained")
@@ -69,7 +80,13 @@ def plot_members(
 
 
 def plot_risk_coverage(path: Path, curves: Mapping[str, tuple[Tensor, Tensor]], whole: str, title: str) -> None:
-    """Errors among the most confident images, over the share of images that are answered; the AURC in the legend."""
+    """Errors among the most confident images, over the share of images that are answered; the AURC in the legend.
+
+    >>> curve = torch.tensor([0.25, 0.5, 0.75, 1.0]), torch.tensor([0.0, 0.0, 0.0, 0.25])
+    >>> plot_risk_coverage(Path("risk_coverage.png"), {"model": curve}, "model", "resnet18")
+    >>> Path("risk_coverage.png").is_file()
+    True
+    """
     plt = open_pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     top = 0.0
@@ -87,7 +104,12 @@ def plot_risk_coverage(path: Path, curves: Mapping[str, tuple[Tensor, Tensor]], 
 def plot_fgsm(
     path: Path, epsilons: Sequence[float], top1: Mapping[str, Sequence[float]], whole: str, title: str
 ) -> None:
-    """Top-1 over the size of the step; top1: predictor -> one figure per eps."""
+    """Top-1 over the size of the step; top1: predictor -> one figure per eps.
+
+    >>> plot_fgsm(Path("fgsm.png"), [0, 1, 2], {"model": [90.0, 55.0, 20.0]}, "model", "resnet18")
+    >>> Path("fgsm.png").is_file()
+    True
+    """
     plt = open_pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     for n, (name, row) in enumerate(top1.items()):
@@ -107,6 +129,11 @@ def plot_corruptions(
     Args:
         top1: family -> predictor -> one figure per severity, 1 first.
         clean: predictor -> the figure without corruption, severity 0.
+
+    >>> top1 = {"jpeg": {"model": [88.0, 85.0, 80.0, 71.0, 60.0]}}
+    >>> plot_corruptions(Path("corruptions.png"), top1, {"model": 90.0}, "model", "resnet18")
+    >>> Path("corruptions.png").is_file()
+    True
     """
     plt = open_pyplot()
     figure, (left, right) = plt.subplots(

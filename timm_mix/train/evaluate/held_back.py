@@ -17,7 +17,11 @@ __all__ = ["HeldBack", "held_back", "open_held_back"]
 
 @dataclass(frozen=True)
 class HeldBack:
-    """fraction: share of each class.   seed: of the run, draws which.   train_split: name of the folder."""
+    """fraction: share of each class.   seed: of the run, draws which.   train_split: name of the folder.
+
+    >>> HeldBack(0.2, seed=7)
+    HeldBack(fraction=0.2, seed=7, train_split='train')
+    """
 
     fraction: float
     seed: int
@@ -29,6 +33,9 @@ def held_back(images: ImagesOf, model: Evaluated) -> HeldBack | None:
 
     Raises:
         UsageError: a fraction of data that are no folder.
+
+    >>> held_back(ImagesOf(data_dir="pets", val_fraction=0.2), Evaluated(name="resnet18"))
+    HeldBack(fraction=0.2, seed=42, train_split='train')
     """
     run = _run_of(model)
     seed = run.get("seed", RunSettings().seed) if images.val_seed is None else images.val_seed
@@ -47,6 +54,13 @@ def open_held_back(images: ImagesOf, wanted: HeldBack) -> ImageFiles:
 
     Raises:
         UsageError: what open_image_folder raises, or an unknown split.
+
+    >>> from PIL import Image
+    >>> for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"):
+    ...     Path("pets", name).parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("RGB", (8, 8)).save(Path("pets", name))
+    >>> open_held_back(ImagesOf(data_dir="pets"), HeldBack(0.5, seed=42)).targets
+    array([0, 1, 1])
     """
     if images.split not in SPLIT_NAMES:
         raise UsageError(f"split must be one of {', '.join(SPLIT_NAMES)}, got {images.split!r}")

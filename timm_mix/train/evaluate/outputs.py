@@ -30,6 +30,11 @@ def create_accelerator(amp: bool, amp_dtype: str, cpu: bool) -> Accelerator:
 
     Raises:
         UsageError: float16 without a GPU, or what accelerate refuses.
+
+    >>> create_accelerator(amp=True, amp_dtype="float16", cpu=True)
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: --amp-dtype float16 needs a GPU; take bfloat16 on the CPU
     """
     if amp and amp_dtype == "float16" and (cpu or not torch.cuda.is_available()):
         raise UsageError("--amp-dtype float16 needs a GPU; take bfloat16 on the CPU")
@@ -48,6 +53,14 @@ class Network:
     Shapes:
         outputs(pixels [B, C, H, W]): [B, P, K] float32 logits of the members, then of the folded network.
         predictor(outputs [n, P, K], name): [n, K] float64.
+
+    >>> model = timm.create_model("mixmo_wrn16_2_m2", depth=10, num_classes=5)
+    >>> data_config = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    >>> network = Network(model, data_config, create_accelerator(False, "bfloat16", cpu=True), folded=model.fold())
+    >>> network.names
+    ['member_0', 'member_1', 'ensemble_logits', 'ensemble_softmax', 'folded']
+    >>> network.outputs(torch.rand(1, 3, 32, 32)).shape
+    torch.Size([1, 3, 5])
     """
 
     def __init__(
@@ -112,6 +125,11 @@ class PixelDataset(Dataset):
         to_pixels: PIL image -> [C, H, W] in [0, 1].
         mode: PIL mode of the images.
         corruption: (image [H, W, C] uint8, index) -> the same.
+
+    >>> from torchvision.transforms.functional import to_tensor
+    >>> pixels, label, index = PixelDataset([(Image.new("RGB", (4, 4), "white"), 7)], to_tensor)[0]
+    >>> pixels.unique(), label, index
+    (tensor([1.]), 7, 0)
     """
 
     def __init__(
@@ -152,7 +170,14 @@ class WholeBatches(Sampler[list[int]]):
 
 
 def create_loader(dataset: PixelDataset, batch_size: int, workers: int, accelerator: Accelerator) -> DataLoader:
-    """Batches of (pixels [B, C, H, W], label [B], index [B]), or `Unreadable`."""
+    """Batches of (pixels [B, C, H, W], label [B], index [B]), or `Unreadable`.
+
+    >>> from torchvision.transforms.functional import to_tensor
+    >>> images = PixelDataset([(Image.new("RGB", (4, 4)), 0)] * 3, to_tensor)
+    >>> loader = create_loader(images, 2, 0, create_accelerator(False, "bfloat16", cpu=True))
+    >>> [index.tolist() for _, _, index in loader]
+    [[0, 1], [2]]
+    """
     return DataLoader(
         dataset,
         batch_sampler=WholeBatches(len(dataset), batch_size, accelerator.process_index, accelerator.num_processes),
@@ -176,6 +201,13 @@ def collect(
     Shapes: step(pixels [B, C, H, W], label [B]) -> [B, ...]; returns [n, ...] and the labels [n], on the CPU.
     Raises:
         UsageError: an unreadable image, a label outside the model's classes, an output that is not finite, no image.
+
+    >>> from torchvision.transforms.functional import to_tensor
+    >>> accelerator = create_accelerator(False, "bfloat16", cpu=True)
+    >>> images = PixelDataset([(Image.new("L", (4, 4), level), 1) for level in (0, 255, 0)], to_tensor, "L")
+    >>> loader = create_loader(images, 2, 0, accelerator)
+    >>> collect(lambda pixels, label: pixels.mean((1, 2, 3)), loader, accelerator, num_classes=2, what="brightness")
+    (tensor([0., 1., 0.]), tensor([1, 1, 1]))
     """
     error, parts = None, []
     try:

@@ -20,6 +20,13 @@ def fgsm(network: Network, pixels: Tensor, label: Tensor, epsilons: Sequence[flo
 
     Shapes: pixels [B, C, H, W] in [0, 1]; label [B]; returns one tensor like pixels per eps.
     Reference: Goodfellow et al., ICLR 2015, arXiv:1412.6572.
+
+    >>> from timm_mix.train.evaluate.outputs import create_accelerator
+    >>> plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    >>> network = Network(torch.nn.Flatten(), plain, create_accelerator(False, "bfloat16", cpu=True))
+    >>> (attacked,) = fgsm(network, torch.full((1, 3, 1, 1), 0.5), torch.tensor([2]), [0.25])
+    >>> attacked.flatten()  # a pixel is a logit here: the label's own falls
+    tensor([0.7500, 0.7500, 0.2500])
     """
     with torch.enable_grad():
         pixels = pixels.detach().requires_grad_()
@@ -29,7 +36,15 @@ def fgsm(network: Network, pixels: Tensor, label: Tensor, epsilons: Sequence[flo
 
 
 def fgsm_scores(network: Network, pixels: Tensor, label: Tensor, epsilons: Sequence[float]) -> Tensor:
-    """Shapes: [B, len(epsilons), Q, 3], Q the predictors of the network; see `sample_scores`."""
+    """Shapes: [B, len(epsilons), Q, 3], Q the predictors of the network; see `sample_scores`.
+
+    >>> from timm_mix.train.evaluate.outputs import create_accelerator
+    >>> plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    >>> network = Network(torch.nn.Flatten(), plain, create_accelerator(False, "bfloat16", cpu=True))
+    >>> scores = fgsm_scores(network, torch.eye(3)[..., None, None], torch.arange(3), [0.25, 0.75])
+    >>> scores.shape, scores[:, :, 0, 0].mean(0)  # right with the small step, wrong with the large one
+    (torch.Size([3, 2, 1, 3]), tensor([1., 0.], dtype=torch.float64))
+    """
     attacked = fgsm(network, pixels, label, epsilons)
     return torch.stack([sample_scores(network, images, label) for images in attacked], dim=1)
 
@@ -38,6 +53,12 @@ def sample_scores(network: Network, pixels: Tensor, label: Tensor) -> Tensor:
     """Right or wrong, NLL and confidence of every predictor.
 
     Shapes: returns [B, Q, 3] float64, on the CPU.
+
+    >>> from timm_mix.train.evaluate.outputs import create_accelerator
+    >>> plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    >>> network = Network(torch.nn.Flatten(), plain, create_accelerator(False, "bfloat16", cpu=True))
+    >>> sample_scores(network, torch.eye(3)[..., None, None], torch.tensor([0, 1, 0]))[:, 0, 0]  # right or wrong
+    tensor([1., 1., 0.], dtype=torch.float64)
     """
     outputs, label = network.outputs(pixels).cpu(), label.cpu()
     rows = []
@@ -53,6 +74,10 @@ def figures_of(scores: Tensor, names: Sequence[str]) -> dict[str, dict[str, floa
     """Top-1 in per cent, NLL in nats and ECE of every predictor.
 
     Shapes: scores [n, Q, 3], Q names.
+
+    >>> scores = torch.tensor([[[1.0, 0.5, 0.75]], [[0.0, 1.5, 0.75]]])  # of two images and one predictor
+    >>> figures_of(scores, ["model"])
+    {'model': {'top1': 50.0, 'nll': 1.0, 'ece': 0.25}}
     """
     figures = {}
     for q, name in enumerate(names):

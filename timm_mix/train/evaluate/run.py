@@ -40,7 +40,15 @@ KIND = "validation"  # of results.json, told from that of a training run
 
 
 class Evaluation:
-    """One evaluation: its images, its network, and the figures, section by section."""
+    """One evaluation: its images, its network, and the figures, section by section.
+
+    >>> from timm_mix.hub import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("mixmo_wrn16_2_m2", depth=10, num_classes=10), "my_model")
+    >>> config = ValidateConfig.of(model="my_model", dataset="digits", output="results")
+    >>> evaluation = Evaluation(config, Accelerator(cpu=True))  # evaluation.run() then writes results/results.json
+    >>> len(evaluation.images), evaluation.network.whole
+    (360, 'ensemble_logits')
+    """
 
     def __init__(self, config: ValidateConfig, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator

@@ -39,7 +39,12 @@ PROTOCOL = {
 
 @dataclass(frozen=True)
 class Figures:
-    """PROTOCOL says what they are."""
+    """PROTOCOL says what they are.
+
+    >>> figures = score(torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0], [1.0, 0.0]]), torch.tensor([0, 0, 1, 1]))
+    >>> figures.top1, figures.count
+    (75.0, 4)
+    """
 
     top1: float
     top5: float
@@ -61,6 +66,10 @@ def score(logits: Tensor, target: Tensor, *, seed: int = 0) -> Figures:
 
     Raises:
         ValueError: fewer than two samples.
+
+    >>> figures = score(torch.zeros(20, 10), torch.arange(20) % 10)  # knows nothing
+    >>> round(figures.nll, 3), figures.top5  # ln 10
+    (2.303, 50.0)
     """
     calibrated, temperatures = cross_fit_temperature(logits, target, seed=seed)
     before, after = (_probabilistic(z, target) for z in (logits, calibrated))
@@ -102,6 +111,10 @@ def diversity(members: Tensor, target: Tensor) -> dict[str, Any] | None:
     """Every pair of members, and the mean over the pairs; None for fewer than two.
 
     Shapes: members [n, N, K]; target [n].
+
+    >>> members = torch.eye(3)[torch.tensor([[0, 0], [1, 2], [2, 2], [0, 1]])]  # 4 images, 2 members, 3 classes
+    >>> diversity(members, torch.tensor([0, 1, 2, 2]))["disagreement"]
+    0.5
     """
     pairs = [asdict(pair) for pair in pair_diversity(members, target)]
     if not pairs:
@@ -116,7 +129,12 @@ def diversity(members: Tensor, target: Tensor) -> dict[str, Any] | None:
 
 
 def confusion(logits: Tensor, target: Tensor) -> Tensor:
-    """Shapes: [K, K], images of class r that are taken for class c."""
+    """Shapes: [K, K], images of class r that are taken for class c.
+
+    >>> confusion(torch.eye(2)[torch.tensor([0, 1, 1])], torch.tensor([0, 1, 0]))
+    tensor([[1, 1],
+            [0, 1]])
+    """
     return multiclass_confusion_matrix(logits.argmax(-1), target, logits.shape[1])
 
 
@@ -124,6 +142,10 @@ def agreement(predictions: list[Tensor]) -> Tensor:
     """Share of samples on which two predictors name the same class.
 
     Shapes: P x [n] predicted classes; returns [P, P].
+
+    >>> agreement([torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 0])])
+    tensor([[1.0000, 0.7500],
+            [0.7500, 1.0000]], dtype=torch.float64)
     """
     stacked = torch.stack(predictions)
     return (stacked[:, None] == stacked[None]).double().mean(-1)

@@ -26,7 +26,11 @@ _PIXELS = Range("lie in [0, 255]", lambda value: 0 <= value <= 255)
 
 @dataclass(frozen=True)
 class Evaluated:
-    """model"""
+    """model
+
+    >>> Evaluated(name="resnet18", pretrained=True, img_size=160).like_training
+    {'img_size': 160}
+    """
 
     name: str = setting(
         "",
@@ -74,7 +78,13 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class ImagesOf:
-    """images"""
+    """images
+
+    >>> ImagesOf(data_dir="pets", val_seed=3)
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: val_seed goes with val_fraction, got 3 alone; give --val-fraction, too
+    """
 
     dataset: str = like(DataSettings, "dataset")
     data_dir: str | None = like(DataSettings, "data_dir")
@@ -101,7 +111,13 @@ class ImagesOf:
 
 @dataclass(frozen=True)
 class Measured:
-    """what is measured"""
+    """what is measured
+
+    >>> Measured(output="results", epsilons=(300.0,))
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: eps must lie in [0, 255], got 300.0
+    """
 
     output: str = setting("", "folder for results.json and the pictures")
     fold: bool = setting(False, "also the folded network of a MixMo model")
@@ -122,7 +138,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class ValidateConfig(Nested):
-    """One evaluation. Of the settings of the images None leaves them to the checkpoint's run, else to the model."""
+    """One evaluation. Of the settings of the images None leaves them to the checkpoint's run, else to the model.
+
+    >>> config = ValidateConfig.of(model="output/resnet18/model", dataset="digits", output="results")
+    >>> config.images.split, config.measured.fold
+    ('validation', False)
+    """
 
     model: Evaluated = field(default_factory=Evaluated)
     images: ImagesOf = field(default_factory=ImagesOf)
@@ -134,6 +155,10 @@ def parse_validate(argv: Sequence[str] | None = None) -> ValidateConfig:
 
     Raises:
         UsageError: anything that is wrong with the flags.
+
+    >>> config = parse_validate(["--model", "my_model", "--output", "results", "--corruptions", "jpeg", "contrast"])
+    >>> config.measured.corruptions
+    ('contrast', 'jpeg')
     """
     about = "Evaluate members, ensemble and folded network of an image classifier."
     _, values = parse_flags(argv, ValidateConfig, about, recipe=False)

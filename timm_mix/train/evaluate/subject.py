@@ -38,6 +38,12 @@ class Subject:
     settings: as a run of train.py would have them.
     data_config: what timm's resolve_data_config gives, with the settings on top.
     weights: where they come from.
+
+    >>> from timm_mix.hub import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("test_resnet", num_classes=5, in_chans=1), "grey")
+    >>> subject = open_subject(Evaluated(name="grey"), None)
+    >>> subject.architecture, subject.mode, subject.num_classes, subject.weights
+    ('test_resnet', 'L', 5, 'grey')
     """
 
     model: nn.Module
@@ -61,6 +67,10 @@ def open_images(images: ImagesOf, model: Evaluated) -> tuple[Dataset, list[str] 
 
     Raises:
         UsageError: what `open_dataset` raises, a stream, no image, or a single class.
+
+    >>> images, names = open_images(ImagesOf(dataset="digits"), Evaluated(name="resnet18"))
+    >>> len(images), names[:3]
+    (360, ['0', '1', '2'])
     """
     dataset = _open(images, model)
     if isinstance(dataset, IterableDataset):
@@ -93,6 +103,13 @@ def open_subject(wanted: Evaluated, names: list[str] | None) -> Subject:
 
     Raises:
         UsageError: no such model or file, no weights, or other classes than the data's.
+
+    >>> from timm_mix.hub import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("test_resnet", num_classes=5), "my_model")
+    >>> open_subject(Evaluated(name="my_model"), ["cat", "dog"])
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: model and data must have the same classes, local-dir:my_model has 5, the data ...
     """
     content = read_checkpoint(_existing(wanted.checkpoint)) if wanted.checkpoint else None
     settings = _settings(wanted, content)
@@ -114,6 +131,11 @@ def fold(subject: Subject) -> nn.Module:
 
     Raises:
         UsageError: the model has none.
+
+    >>> from timm_mix.hub import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("mixmo_wrn16_2_m2", depth=10, num_classes=5), "mixmo")
+    >>> fold(open_subject(Evaluated(name="mixmo"), None))(torch.rand(1, 3, 32, 32)).shape
+    torch.Size([1, 5])
     """
     if not hasattr(subject.model, "fold"):
         raise UsageError(f"--fold is for mixmo models, got {subject.settings.model.name}; drop it")
@@ -122,7 +144,14 @@ def fold(subject: Subject) -> nn.Module:
 
 
 def pixel_transform(subject: Subject) -> Callable[[Image.Image], Tensor]:
-    """PIL image -> [C, H, W] in [0, 1]: the evaluation transform without its normalisation."""
+    """PIL image -> [C, H, W] in [0, 1]: the evaluation transform without its normalisation.
+
+    >>> from timm_mix.hub import save_pretrained
+    >>> folder = save_pretrained(timm.create_model("test_resnet", num_classes=5), "resnet")
+    >>> to_pixels = pixel_transform(open_subject(Evaluated(name="resnet"), None))
+    >>> to_pixels(Image.new("RGB", (200, 200), "white")).unique()
+    tensor([1.])
+    """
     channels = subject.data_config["input_size"][0]
     plain = {**subject.data_config, "mean": (0.0,) * channels, "std": (1.0,) * channels}
     return create_transform(subject.settings.augment.aug, plain, training=False)

@@ -22,6 +22,11 @@ def freeze(model: nn.Module, what: str) -> None:
         what: the number of stages as text, or "backbone" for everything but the heads.
     Raises:
         UsageError: more stages than the model has before its heads.
+
+    >>> model = timm.create_model("test_resnet")
+    >>> freeze(model, "backbone")
+    >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ['fc.weight', 'fc.bias']
     """
     if what == "backbone":
         heads = {id(p) for head in _heads(model) for p in head.parameters()}
@@ -44,7 +49,13 @@ def freeze(model: nn.Module, what: str) -> None:
 
 
 def hold_in_eval(module: nn.Module) -> None:
-    """Evaluation mode for good: the trainer calls train() on the whole model in every epoch, here it does nothing."""
+    """Evaluation mode for good: the trainer calls train() on the whole model in every epoch, here it does nothing.
+
+    >>> norm = nn.BatchNorm2d(3)
+    >>> hold_in_eval(norm)
+    >>> norm.train().training
+    False
+    """
     module.eval()
     setattr(module, "train", MethodType(_stay, module))  # noqa: B010  (a plain assignment is an error to mypy)
 

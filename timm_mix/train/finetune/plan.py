@@ -33,6 +33,10 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
 
     Raises:
         UsageError: no such model, folder or repository, or a model whose input is no image.
+
+    >>> config = settle(FinetuneConfig.of(model="wrn28_10", data_dir="my/pets"))
+    >>> config.run.experiment, config.model.pretrained  # no weights have this name
+    ('wrn28_10_on_pets', False)
     """
     model = config.model
     source, name = _check_source(model.name)
@@ -97,6 +101,13 @@ def open_data(images: DataSettings, model: ModelSettings, wanted: FinetuneSettin
 
     Raises:
         UsageError: see `open_image_folder`; images that cannot be read, by name; fewer than two classes.
+
+    >>> from PIL import Image
+    >>> for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"):
+    ...     Path("pets", name).parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("RGB", (8, 8)).save(Path("pets", name))
+    >>> data = open_data(DataSettings(data_dir="pets"), ModelSettings(), FinetuneSettings(val_fraction=0.5), seed=0)
+    2 training and 3 validation images of 2 classes
     """
     if images.dataset not in FOLDER_NAMES or str(images.data_dir).endswith(".tar") or images.class_map:
         if wanted.val_fraction is not None:
@@ -140,6 +151,12 @@ def prepare_model(wanted: FinetuneSettings, source: ModelSettings, model: nn.Mod
 
     Raises:
         UsageError: the model does not take images of that size, heads that cannot be kept, stages that it has not.
+
+    >>> source = ModelSettings(name="test_resnet")
+    >>> model = timm.create_model("test_resnet", num_classes=2)
+    >>> data = Data([], [], ["cat", "dog"], num_classes=2)
+    >>> model = prepare_model(FinetuneSettings(linear_probe=True), source, model, data)
+    test_resnet from random weights: 372,882 parameters, 194 of them learn
     """
     _try_an_image(source, model)
     if source.pretrained or source.initial_checkpoint is not None:
@@ -191,6 +208,12 @@ class MembersTask(MemberTask):
     one member rest on what another has learned.
 
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with loss: scalar.   output: [B, K], the ensemble.
+
+    >>> model = timm.create_model("mixmo_wrn16_2_m2", depth=10, num_classes=5)
+    >>> task = MembersTask(model, nn.CrossEntropyLoss(), num_classes=5, verbose=False)
+    >>> result = task(torch.rand(2, 3, 32, 32), torch.tensor([0, 4]))
+    >>> result["loss"].shape, result["output"].shape
+    (torch.Size([]), torch.Size([2, 5]))
     """
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -202,7 +225,13 @@ class MembersTask(MemberTask):
 
 
 def make_task(wanted: TaskSettings, model: nn.Module, num_classes: int, *, seed: int, **more: Any) -> TrainingTask:
-    """The recipe's task; plain training of a model with members is the MembersTask."""
+    """The recipe's task; plain training of a model with members is the MembersTask.
+
+    >>> models = [timm.create_model(name, depth=10, num_classes=5) for name in ("wrn16_2", "mixmo_wrn16_2_m2")]
+    >>> length = {"epochs": 3, "steps_per_epoch": 7}
+    >>> [type(make_task(TaskSettings(), model, 5, seed=0, **length)).__name__ for model in models]
+    ['ClassificationTask', 'MembersTask']
+    """
     if wanted.name != PLAIN or wanted.mix or not hasattr(model, "num_members"):
         return build_task(wanted, model, num_classes, seed=seed, **more)
     with user_errors("create the loss"):

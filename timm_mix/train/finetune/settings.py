@@ -13,7 +13,13 @@ __all__ = ["FinetuneConfig", "FinetuneSettings"]
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """fine-tuning"""
+    """fine-tuning
+
+    >>> FinetuneSettings(freeze="stem")
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: freeze takes a number of stages >= 1 or backbone, got 'stem'
+    """
 
     val_fraction: float | None = setting(
         None, "share of each class to hold back, where --data-dir has no validation folder"
@@ -36,6 +42,10 @@ class FinetuneConfig(Config):
     """A training run with other defaults and a few settings more.
 
     A subclass, so that every setting of training is one here, and results and checkpoints hold all of them.
+
+    >>> config = FinetuneConfig.of(model="resnet18", data_dir="pets", linear_probe=True)
+    >>> config.optimise.opt, config.model.pretrained, config.finetune.linear_probe
+    ('adamw', True, True)
     """
 
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)

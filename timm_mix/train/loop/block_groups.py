@@ -22,6 +22,12 @@ def own_block_group(wanted: OptimiseSettings, optimizer: torch.optim.Optimizer, 
         net: what is trained; its `block` is the Mix Block.
     Raises:
         UsageError: block_momentum with an optimizer that has none.
+
+    >>> net = nn.ModuleDict({"model": nn.Linear(2, 3), "block": nn.Linear(2, 3)})
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> own_block_group(OptimiseSettings(lr=0.1, block_lr=0.01), optimizer, net)
+    >>> [(group["lr"], len(group["params"])) for group in optimizer.param_groups]
+    [(0.1, 2), (0.01, 2)]
     """
     if not wanted.of_the_block:
         return
@@ -45,6 +51,11 @@ class GroupsOf:
     """The groups of an optimizer that hold the Mix Block, or the others: all that a schedule of timm's sees of one.
 
     They are looked up anew each time: loading a state replaces them.
+
+    >>> groups = [{"params": [torch.zeros(2)]}, {"params": [torch.zeros(3)], MARK: True}]
+    >>> optimizer = torch.optim.SGD(groups, lr=0.1)
+    >>> [len(group["params"][0]) for group in GroupsOf(optimizer, block=True).param_groups]
+    [3]
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, block: bool):
@@ -57,7 +68,17 @@ class GroupsOf:
 
 
 class BlockSchedule:
-    """Two schedules that go together: timm's have one floor for all groups, the Mix Block has its own."""
+    """Two schedules that go together: timm's have one floor for all groups, the Mix Block has its own.
+
+    >>> from timm.scheduler import CosineLRScheduler
+    >>> groups = [{"params": [torch.zeros(2)]}, {"params": [torch.zeros(3)], MARK: True}]
+    >>> optimizer = torch.optim.SGD(groups, lr=0.1)
+    >>> ends = {False: 0.0, True: 0.05}
+    >>> halves = [CosineLRScheduler(GroupsOf(optimizer, block=block), 5, lr_min=end) for block, end in ends.items()]
+    >>> BlockSchedule(*halves).step(5)
+    >>> [group["lr"] for group in optimizer.param_groups]
+    [0.0, 0.05]
+    """
 
     def __init__(self, network: Any, block: Any):
         self.network = network

@@ -51,7 +51,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Data:
-    """Both splits and what they say of themselves."""
+    """Both splits and what they say of themselves.
+
+    >>> from timm_mix.train.data.digits import Digits
+    >>> data = Data(Digits("train"), Digits("validation"), names=None, num_classes=10)
+    >>> len(data.train), len(data.validation)
+    (1437, 360)
+    """
 
     train: Dataset
     validation: Dataset
@@ -60,7 +66,12 @@ class Data:
 
 
 def build_data(images: DataSettings, model: ModelSettings, seed: int) -> Data:
-    """Open both splits; the number of classes is the recipe's, else the data's."""
+    """Open both splits; the number of classes is the recipe's, else the data's.
+
+    >>> data = build_data(DataSettings(dataset="digits"), ModelSettings(), seed=42)
+    >>> len(data.train), len(data.validation), data.num_classes
+    (1437, 360, 10)
+    """
     shared: dict[str, Any] = {
         "class_map": images.class_map,
         "download": images.dataset_download,
@@ -86,6 +97,10 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
     """timm.create_model with the settings of the recipe, and `more`; an error is one line.
 
     On the meta device (`device="meta"`) no weights are loaded.
+
+    >>> wanted = ModelSettings(name="splitnet_wrn16_2_s2", model_kwargs={"depth": 10}, drop=0.1)
+    >>> build_model(wanted, num_classes=5)(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 5])
     """
     kwargs: dict[str, Any] = {
         "num_classes": num_classes,
@@ -112,7 +127,13 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
 
 
 def data_config_of(wanted: ModelSettings, model: nn.Module) -> dict[str, Any]:
-    """timm's data config of the model, with the recipe's settings on top."""
+    """timm's data config of the model, with the recipe's settings on top.
+
+    >>> wanted = ModelSettings(name="wrn16_2", img_size=64, in_chans=1)
+    >>> data_config = data_config_of(wanted, build_model(wanted, num_classes=5))
+    >>> data_config["input_size"], len(data_config["mean"])
+    ((1, 64, 64), 1)
+    """
     names = ("in_chans", "img_size", "mean", "std", "interpolation", "crop_pct")
     args = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}
     channels = wanted.in_chans or (getattr(model, "pretrained_cfg", {}).get("input_size") or (3,))[0]
@@ -142,7 +163,15 @@ def build_loaders(
     device: torch.device | str = "cpu",
     channels_last: bool = False,
 ) -> tuple[Any, Any]:
-    """Training and validation loaders of one process: DataLoader, or DeviceLoader with the images on `device`."""
+    """Training and validation loaders of one process: DataLoader, or DeviceLoader with the images on `device`.
+
+    >>> images, wanted = DataSettings(dataset="digits", workers=0), ModelSettings(name="wrn16_2")
+    >>> data_config = data_config_of(wanted, build_model(wanted, num_classes=10))
+    >>> data = build_data(images, wanted, seed=42)
+    >>> train, validation = build_loaders(images, AugmentSettings(aug="small"), data, data_config, seed=42, views=2)
+    >>> [next(iter(loader))[0].shape for loader in (train, validation)]
+    [torch.Size([64, 2, 3, 32, 32]), torch.Size([64, 3, 32, 32])]
+    """
     options = _augmentation(augment)
     shared: dict[str, Any] = {"rank": rank, "world_size": world_size}
     if images.device_loader:
@@ -180,7 +209,14 @@ def build_task(
     seed: int,
     **settings: Any,
 ) -> TrainingTask:
-    """The training task of the recipe, on the model's device; `settings` are those that no recipe holds."""
+    """The training task of the recipe, on the model's device; `settings` are those that no recipe holds.
+
+    >>> model = timm.create_model("mixmo_wrn16_2_m2", depth=10, num_classes=5)
+    >>> wanted = TaskSettings(name="mixmo", smoothing=0.1)
+    >>> task = build_task(wanted, model, num_classes=5, epochs=3, steps_per_epoch=7, seed=42)
+    >>> sorted(task(torch.rand(2, 3, 32, 32), torch.tensor([0, 4])))
+    ['ce', 'loss', 'output']
+    """
     clock = {"steps_per_epoch": steps_per_epoch, "total_steps": epochs * steps_per_epoch}
     with user_errors(f"create task {wanted.name!r}"):
         criterion = create_classification_loss(smoothing=wanted.smoothing, soft_targets=wanted.mixes_samples)
@@ -207,7 +243,13 @@ def _mixer_task(
 
 
 def build_mixup(wanted: TaskSettings, num_classes: int) -> Mixup | None:
-    """timm's mixup and CutMix of the baselines, which then smooths the labels, too; None where the recipe has none."""
+    """timm's mixup and CutMix of the baselines, which then smooths the labels, too; None where the recipe has none.
+
+    >>> mixup = build_mixup(TaskSettings(cutmix=1.0), num_classes=5)
+    >>> images, target = mixup(torch.rand(2, 3, 8, 8), torch.tensor([0, 4]))
+    >>> target.shape, target.sum(1)
+    (torch.Size([2, 5]), tensor([1., 1.]))
+    """
     if not wanted.mixes_samples:
         return None
     return Mixup(
@@ -225,6 +267,11 @@ def build_optimizer(wanted: OptimiseSettings, model: nn.Module) -> torch.optim.O
     """timm's optimizer and parameter groups, with the weight decay of the parts and the names that it spares.
 
     A Mix Block gets groups of its own where the recipe has settings for it.
+
+    >>> model = timm.create_model("wrn16_2", depth=10, num_classes=5)
+    >>> optimizer = build_optimizer(OptimiseSettings(opt="adamw", weight_decay=0.05), model)
+    >>> [group["weight_decay"] for group in optimizer.param_groups]  # norm layers and biases, the rest
+    [0.0, 0.05]
     """
     settings = optimizer_kwargs(wanted)
     if wanted.divide_weight_decay:
@@ -255,7 +302,15 @@ def _groups_by_name(wanted: OptimiseSettings, weight_decay: float) -> Callable[[
 def build_schedule(
     wanted: OptimiseSettings, optimizer: torch.optim.Optimizer, updates_per_epoch: int
 ) -> tuple[Any, int]:
-    """timm's scheduler and the number of epochs with its cool-down; the recipe's epochs where there is none."""
+    """timm's scheduler and the number of epochs with its cool-down; the recipe's epochs where there is none.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(3)], lr=0.1)
+    >>> wanted = OptimiseSettings(lr=0.1, epochs=10, cooldown_epochs=2, sched="cosine")
+    >>> schedule, epochs = build_schedule(wanted, optimizer, updates_per_epoch=7)
+    >>> schedule.step(5)
+    >>> epochs, round(optimizer.param_groups[0]["lr"], 4)
+    (12, 0.05)
+    """
     with user_errors(f"create schedule {wanted.sched!r}"):
         if wanted.block_min_lr is None:
             return _schedule(wanted, optimizer, updates_per_epoch, wanted.min_lr)

@@ -30,6 +30,14 @@ class LossGuard:
     """Notices a loss or weights that are not finite.
 
     The losses stay on their device until `check`: a step waits for nothing.
+
+    >>> guard = LossGuard(Agreement(processes=1))
+    >>> for update, loss in enumerate((2.5, math.inf)):
+    ...     guard.see(update, torch.tensor(loss))
+    >>> guard.check()
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: the loss of update 2 is inf (last finite loss: 2.5); try a lower --lr, ...
     """
 
     def __init__(self, agreement: Agreement):
@@ -84,6 +92,13 @@ def check_run(
         made_on, facts: what is countable about data and processes, then and now, by its name.
     Raises:
         UsageError: a setting that changes what is learnt, or a number, is another one now; one line names all of them.
+
+    >>> then = Config.of(lr=0.1, workers=2).flat()
+    >>> check_run(Path("last.pt"), then, Config.of(lr=0.1, workers=8), {}, {})  # workers change nothing that is learnt
+    >>> check_run(Path("last.pt"), then, Config.of(lr=0.2), {}, {})
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: last.pt was made with lr=0.1, got lr=0.2; resume with the same, or start anew ...
     """
     given, settings = config.flat(), config.settings()
     free = FREE - {"workers"} if is_stream(config.data.dataset) else FREE
@@ -104,6 +119,11 @@ def check_classes(model: nn.Module, num_classes: int, **splits: Dataset) -> None
         splits: datasets by their names; one that does not list its labels is not looked at.
     Raises:
         UsageError: the model has another number of classes, or a label lies outside them.
+
+    >>> check_classes(timm.create_model("test_resnet", num_classes=5), num_classes=10)
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: the model must predict the 10 classes of the data, got 5; set the same
     """
     predicted = getattr(model, "num_classes", num_classes)
     if predicted != num_classes:

@@ -29,6 +29,11 @@ class Progress:
     trained: all of its batches are, and the processes' BatchNorm statistics are one; evaluation is what is left.
     lr: at the beginning of the epoch.   seconds: of training in it.   history: a row for every epoch before it.
     sums: of what the task reported in it, in this process.
+
+    >>> progress = Progress(batch=22, update=22)
+    >>> progress.finish_epoch({"eval": {"ensemble": {"top1": 71.0}}})
+    >>> progress.epoch, progress.batch, progress.update, progress.at_best
+    (1, 0, 22, True)
     """
 
     epoch: int = 0
@@ -58,6 +63,15 @@ class Keeper:
     Args:
         parts: task, optimizer, schedule and scaler, by these names.
         facts: what has to be the same when the run goes on; see guards.check_run.
+
+    >>> from timm.task import ClassificationTask
+    >>> task = ClassificationTask(torch.nn.Linear(2, 3), torch.nn.CrossEntropyLoss(), verbose=False)
+    >>> parts = {"task": task, "optimizer": torch.optim.SGD(task.parameters()), "schedule": None, "scaler": None}
+    >>> accelerator = Accelerator(cpu=True)
+    >>> keeper = Keeper(Config.of(resume="auto"), accelerator, DataParallel(accelerator), parts, facts={})
+    >>> keeper.save(Progress(epoch=1, update=7))
+    >>> keeper.resume().update
+    7
     """
 
     def __init__(

@@ -141,6 +141,10 @@ def merge_optimizers(states: list[dict[str, Any]]) -> dict[str, Any]:
     """The state_dict that one optimizer over all parts has, from those of the parts.
 
     Groups hold the parameters of part 0, then those of part 1, ..., because a model lists its parameters so.
+
+    >>> states = [torch.optim.SGD(nn.Linear(2, 3).parameters()).state_dict() for part in range(2)]
+    >>> states[1]["param_groups"][0]["params"], merge_optimizers(states)["param_groups"][0]["params"]
+    ([0, 1], [0, 1, 2, 3])
     """
     groups, state = [], {}
     count = 0
@@ -160,6 +164,11 @@ def part_of_optimizer(whole: dict[str, Any], part: int, parts: int) -> dict[str,
 
     Raises:
         ValueError: a group that does not divide into equal parts.
+
+    >>> whole = torch.optim.SGD([nn.Parameter(torch.zeros(n)) for n in (1, 2, 3, 4)], momentum=0.9).state_dict()
+    >>> whole["state"] = {n: {"momentum_buffer": n} for n in range(4)}
+    >>> part_of_optimizer(whole, part=1, parts=2)["state"]
+    {0: {'momentum_buffer': 2}, 1: {'momentum_buffer': 3}}
     """
     groups, state = [], {}
     count = 0

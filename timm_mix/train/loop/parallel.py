@@ -24,6 +24,10 @@ class DataParallel:
     seed_rank: with the run's seed it seeds augmentation and dropout of this process.
     part, parts: which part of how many of the model this process holds.
     model_settings, task_settings: what build_model and build_task need to know of it.
+
+    >>> parallel = DataParallel(Accelerator(cpu=True))  # of a single process
+    >>> parallel.share, parallel.shares, parallel.parts
+    (0, 1, 1)
     """
 
     def __init__(self, accelerator: Accelerator):

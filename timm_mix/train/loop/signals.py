@@ -15,6 +15,11 @@ class StopSignals:
     """Within it SIGTERM and SIGINT are noted, for the run to end after its current update; a second SIGINT is Ctrl-C.
 
     received: the number of the first signal, 0 before.
+
+    >>> with StopSignals() as signals:
+    ...     signal.raise_signal(signal.SIGINT)
+    >>> signals.received == signal.SIGINT
+    True
     """
 
     def __init__(self) -> None:
@@ -38,7 +43,11 @@ class StopSignals:
 
 
 class Agreement:
-    """The largest number over all processes: on the CPU, so that no accelerator has to be waited for."""
+    """The largest number over all processes: on the CPU, so that no accelerator has to be waited for.
+
+    >>> Agreement(processes=1).largest(15)
+    15
+    """
 
     def __init__(self, processes: int):
         self.processes = processes

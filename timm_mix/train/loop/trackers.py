@@ -24,7 +24,14 @@ _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)
 
 
 class CsvTracker(GeneralTracker):
-    """A row per epoch. The file is written anew every time, so that it is whole and has every epoch once."""
+    """A row per epoch. The file is written anew every time, so that it is whole and has every epoch once.
+
+    >>> accelerator, tracker = Accelerator(cpu=True), CsvTracker(Path("log.csv"))
+    >>> for epoch, loss in enumerate((2.5, 1.5)):
+    ...     tracker.log({"epoch": epoch, "loss": loss}, step=epoch)
+    >>> Path("log.csv").read_text().split()
+    ['epoch,loss', '0,2.5', '1,1.5']
+    """
 
     name = "csv"
     requires_logging_directory = False
@@ -55,6 +62,9 @@ def tracker_of(name: str | None, folder: Path) -> Any:
 
     Raises:
         UsageError: the tracker's package is not installed.
+
+    >>> tracker_of("csv", Path("output/my_run")).path.name
+    'log.csv'
     """
     if name is None:
         return None
@@ -65,7 +75,14 @@ def tracker_of(name: str | None, folder: Path) -> Any:
 
 
 def start_tracker(accelerator: Accelerator, run: RunSettings, folder: Path, history: list[dict[str, Any]]) -> None:
-    """Begin to log, or go on after the epochs of `history`; all processes call this together."""
+    """Begin to log, or go on after the epochs of `history`; all processes call this together.
+
+    >>> accelerator = Accelerator(cpu=True, log_with=tracker_of("csv", Path("my_run")))
+    >>> start_tracker(accelerator, RunSettings(tracker="csv"), Path("my_run"), history=[{"epoch": 0, "lr": 0.1}])
+    >>> accelerator.log({"epoch": 1, "lr": 0.05}, step=1)
+    >>> Path("my_run/log.csv").read_text().split()
+    ['epoch,lr', '0,0.1', '1,0.05']
+    """
     if run.tracker is None:
         return
     settings: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": len(history)}}
@@ -86,7 +103,11 @@ def start_tracker(accelerator: Accelerator, run: RunSettings, folder: Path, hist
 
 
 def figures_of(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A row of the history without nesting: eval/ensemble/top1, ..."""
+    """A row of the history without nesting: eval/ensemble/top1, ...
+
+    >>> figures_of({"epoch": 0, "eval": {"ensemble": {"top1": 71.0}}})
+    {'epoch': 0, 'eval/ensemble/top1': 71.0}
+    """
     flat: dict[str, Any] = {}
     for name, value in row.items():
         flat |= figures_of(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -12,7 +12,13 @@ STYLES = ("small", "imagenet", "none")
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """augmentation"""
+    """augmentation
+
+    >>> AugmentSettings(scale=(0.9, 0.5))
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: scale must be two numbers, the smaller first, got 0.9, 0.5
+    """
 
     aug: str = setting("imagenet", "small (pad, crop, flip), imagenet (timm's) or none", choices=STYLES)
     padding: int | None = setting(None, "pixels around an image of aug small before it is cropped", AT_LEAST_0)

@@ -74,6 +74,10 @@ def load_recipe(path: str | Path, kind: type[Config] = Config) -> dict[str, Any]
         path: a file, or the name of a recipe that comes with the package.
     Raises:
         UsageError: no such file, not a yaml mapping, an unknown key, one that stands twice, a value of the wrong type.
+
+    >>> recipe = load_recipe("digits/mixmo_wrn16_2_m2")
+    >>> recipe["model"], recipe["task"]
+    ('mixmo_wrn16_2_m2', 'mixmo')
     """
     return check_settings(f"recipe {path}", read_yaml("recipe", find_recipe(path)), kind)
 
@@ -93,6 +97,10 @@ def parse_config(argv: Sequence[str] | None = None, kind: type[Any] = Config, ab
 
     Raises:
         UsageError: anything that is wrong with recipe or flags.
+
+    >>> config = parse_config(["--config", "digits/mixmo_wrn16_2_m2", "--epochs", "5"])
+    >>> config.task.name, config.optimise.epochs
+    ('mixmo', 5)
     """
     recipe, flags = parse_flags(argv, kind, about)
     settings = load_recipe(recipe, kind) if recipe else {}

@@ -9,7 +9,13 @@ __all__ = ["DataSettings"]
 
 @dataclass(frozen=True)
 class DataSettings:
-    """data"""
+    """data
+
+    >>> DataSettings(dataset="digits", batch_size=0)
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: batch_size must be >= 1, got 0
+    """
 
     dataset: str = setting("", "digits, or timm's: '' (folder or tar), torch/..., hfds/..., wds/...")
     data_dir: str | None = setting(None, "root of the data set: train/ and val/ with a folder per class, or what it is")

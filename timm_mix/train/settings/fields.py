@@ -29,6 +29,10 @@ class Range:
     """What a number must be; of a tuple every entry, and nothing is asked of None.
 
     pair: the value is two numbers, the smaller first.
+
+    >>> even = Range("be even", lambda value: value % 2 == 0)
+    >>> even.holds(4), even.holds(5), even.of_a_pair.pair
+    (True, False, True)
     """
 
     wanted: str
@@ -69,6 +73,12 @@ def setting(
         choices: the values that it may have; a function where they are known later only (a registry).
         name: under which recipes and results know it, where that is not the field's.
         flag: of the command line, where that is not the name.
+
+    >>> @dataclass(frozen=True)
+    ... class Batches:
+    ...     size: int = setting(64, "images per step", AT_LEAST_1)
+    >>> Batches().size, dataclasses.fields(Batches)[0].metadata["why"]
+    (64, 'images per step')
     """
     about = {"why": why, "range": range, "choices": choices, "name": name, "flag": flag}
     if isinstance(default, dict):
@@ -77,7 +87,13 @@ def setting(
 
 
 def like(part: type[Any], field: str, **changes: Any) -> Any:
-    """The setting of another part, with its help and range; `changes` are keywords of `setting`."""
+    """The setting of another part, with its help and range; `changes` are keywords of `setting`.
+
+    >>> from timm_mix.train.settings.data import DataSettings
+    >>> size = like(DataSettings, "batch_size", default=256)
+    >>> size.default, size.metadata["why"], size.metadata["range"].wanted
+    (256, 'per process', 'be >= 1')
+    """
     spec = next(spec for spec in dataclasses.fields(part) if spec.name == field)
     default = spec.default_factory() if spec.default_factory is not dataclasses.MISSING else spec.default
     return setting(**{"default": default, **spec.metadata, **changes})
@@ -88,6 +104,14 @@ def check_fields(part: Any) -> None:
 
     Raises:
         UsageError: a value outside of them.
+
+    >>> @dataclass(frozen=True)
+    ... class Batches:
+    ...     size: int = setting(64, "images per step", AT_LEAST_1)
+    >>> check_fields(Batches(size=0))
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: size must be >= 1, got 0
     """
     for spec in dataclasses.fields(part):
         flag = (spec.metadata.get("flag") or "").lstrip("-")

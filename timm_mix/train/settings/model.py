@@ -12,7 +12,11 @@ Floats = tuple[float, ...]
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """model"""
+    """model
+
+    >>> ModelSettings(name="resnet18", in_chans=1).image_mode  # grey
+    'L'
+    """
 
     name: str = setting(
         "mixmo_wrn16_2_m2", "what timm.create_model takes: a name, local-dir:FOLDER, hf-hub:ORG/NAME", name="model"

@@ -16,6 +16,11 @@ class Setting:
     """One setting of a nested class.
 
     name: the flat one.   part, field: where it stands.   kind: its type.
+
+    >>> from timm_mix.train.settings.config import Config
+    >>> rate = Config.settings()["lr"]
+    >>> rate.part, rate.kind, rate.default, rate.flag
+    ('optimise', <class 'float'>, 0.05, '--lr')
     """
 
     name: str
@@ -32,6 +37,11 @@ class Nested:
     """Base of a frozen dataclass whose fields are parts, each a frozen dataclass of `setting` fields.
 
     defaults, helps: where they differ from those that the parts declare; by flat name.
+
+    >>> from timm_mix.train.settings.config import Config
+    >>> run = Config.of(lr=0.1, batch_size=32)
+    >>> run.optimise.lr, run.flat()["batch_size"], run.replace(lr=0.2).data.batch_size
+    (0.1, 32, 32)
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}

@@ -21,7 +21,11 @@ __all__ = ["OptimiseSettings"]
 
 @dataclass(frozen=True)
 class OptimiseSettings:
-    """optimisation"""
+    """optimisation
+
+    >>> OptimiseSettings(lr=0.1, block_lr=0.01).of_the_block
+    {'block_lr': 0.01}
+    """
 
     epochs: int = setting(100, "passes over the training split", AT_LEAST_1)
     grad_accum_steps: int = setting(1, "batches per update: a larger batch than memory holds", AT_LEAST_1)

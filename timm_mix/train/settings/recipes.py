@@ -9,6 +9,11 @@ __all__ = ["find_recipe", "recipe_header", "recipe_names", "recipes_folder"]
 
 
 def recipes_folder() -> Path:
+    """Where they lie, in a checkout as in an installed package.
+
+    >>> (recipes_folder() / "digits/mixmo_wrn16_2_m2.yaml").is_file()
+    True
+    """
     return shipped("train_scripts/recipes", "_recipes")
 
 
@@ -27,6 +32,13 @@ def find_recipe(name: str | Path) -> Path:
 
     Raises:
         UsageError: neither a file nor such a name.
+
+    >>> find_recipe("digits/mixmo_wrn16_2_m2").name
+    'mixmo_wrn16_2_m2.yaml'
+    >>> find_recipe("digits/mixmo_wrn16_2")
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: cannot read recipe digits/mixmo_wrn16_2: No such file or directory; did ...
     """
     path = Path(name)
     if path.exists():
@@ -39,7 +51,11 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def recipe_header(path: Path) -> dict[str, str]:
-    """The comments above the settings: `title`, the first line, and `key: text` of those behind it."""
+    """The comments above the settings: `title`, the first line, and `key: text` of those behind it.
+
+    >>> recipe_header(find_recipe("digits/mixmo_wrn16_2_m2"))["title"]
+    "Cut-MixMo, two members, WRN-16-2 on ...
+    """
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("# "):

@@ -11,7 +11,13 @@ TRACKERS = ("tensorboard", "wandb", "csv")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """run"""
+    """run
+
+    >>> RunSettings(export="newest")
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: export must be one of last, best, got 'newest'
+    """
 
     output: str = setting("output", "folder of all runs")
     experiment: str | None = setting(None, "folder under output; default: the model's name")

@@ -23,7 +23,15 @@ def _mixers() -> tuple[str | None, ...]:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """task and mixing"""
+    """task and mixing
+
+    >>> TaskSettings(cutmix=1.0).mixes_samples
+    True
+    >>> TaskSettings(name="mixmo", cutmix=1.0)
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: mixup and cutmix are for task classification, got task mixmo; drop them, ...
+    """
 
     name: str = setting(PLAIN, "the method; classification is plain training", choices=_tasks, name="task")
     mixer: str | None = setting(None, "mixes the batches of task classification", choices=_mixers)

@@ -31,7 +31,12 @@ class _OneOfEach(yaml.SafeLoader):
 
 
 def read_yaml(what: str, path: str | Path) -> Any:
-    """Content of a yaml file; `what` it is begins the UsageError."""
+    """Content of a yaml file; `what` it is begins the UsageError.
+
+    >>> written = Path("mine.yaml").write_text("{lr: 0.1, opt: sgd}")
+    >>> read_yaml("recipe", "mine.yaml")
+    {'lr': 0.1, 'opt': 'sgd'}
+    """
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _OneOfEach)
     except OSError as error:
@@ -41,7 +46,13 @@ def read_yaml(what: str, path: str | Path) -> Any:
 
 
 def import_own(names: Iterable[str]) -> None:
-    """Import the modules that the user named; a failure is a UsageError."""
+    """Import the modules that the user named; a failure is a UsageError.
+
+    >>> import_own(["my_methdos"])
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: cannot import 'my_methdos' (No module named 'my_methdos'); give the name of ...
+    """
     try:
         import_modules(names)
     except ValueError as error:
@@ -49,7 +60,16 @@ def import_own(names: Iterable[str]) -> None:
 
 
 def check_settings(where: str, content: Any, kind: type[Nested]) -> dict[str, Any]:
-    """Settings by their flat names as the types that `kind` declares; `where` they stand begins the UsageError."""
+    """Settings by their flat names as the types that `kind` declares; `where` they stand begins the UsageError.
+
+    >>> from timm_mix.train.settings.config import Config
+    >>> check_settings("recipe mine.yaml", {"lr": 1, "opt_betas": [0.9, 0.99]}, Config)
+    {'lr': 1.0, 'opt_betas': (0.9, 0.99)}
+    >>> check_settings("recipe mine.yaml", {"batchsize": 64}, Config)
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: recipe mine.yaml has an unknown key 'batchsize'; did you mean 'batch_size'?
+    """
     if not isinstance(content, dict):
         raise UsageError(f"{where} must be a mapping of settings, got {type(content).__name__}")
     settings = kind.settings()
@@ -58,7 +78,15 @@ def check_settings(where: str, content: Any, kind: type[Nested]) -> dict[str, An
 
 
 def checked(where: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`, or a UsageError that says what was wanted."""
+    """`value` as `kind`, or a UsageError that says what was wanted.
+
+    >>> checked("--opt-betas", [0.9, "1e-2"], tuple[float, ...])
+    (0.9, 0.01)
+    >>> checked("--epochs", 2.5, int)
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: --epochs must be a value of type int, got 2.5
+    """
     if value is None and isinstance(kind, types.UnionType):
         return None
     kind = _plain(kind)
@@ -78,7 +106,11 @@ def checked(where: str, value: Any, kind: Any) -> Any:
 
 
 def parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words of a flag as settings; a value is read as yaml."""
+    """`key=value` words of a flag as settings; a value is read as yaml.
+
+    >>> parse_pairs("--mix", ["p=0.5", "block=linear"])
+    {'p': 0.5, 'block': 'linear'}
+    """
     settings = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
@@ -92,7 +124,13 @@ def parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A mistake in the flags is a UsageError; `timm-mix COMMAND` is called so in the help."""
+    """A mistake in the flags is a UsageError; `timm-mix COMMAND` is called so in the help.
+
+    >>> Parser(prog="timm-mix train").parse_args(["--rate", "0.1"])
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: unrecognized arguments: --rate 0.1; see timm-mix train --help
+    """
 
     def __init__(self, **settings: Any):
         command = sys.argv[1:2] if Path(sys.argv[0]).name in ("timm-mix", "__main__.py") else []
@@ -112,12 +150,17 @@ def parse_flags(
         recipe: whether there is `--config`.
     Raises:
         UsageError: anything that is wrong with the flags.
+
+    >>> from timm_mix.train.settings.config import Config
+    >>> parse_flags(["--config", "mine.yaml", "--lr", "0.1", "--mix", "p=0.5"], Config, "Train.")
+    ('mine.yaml', {'lr': 0.1, 'mix': {'p': 0.5}})
     """
     parser = Parser(description=about, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     if recipe:
         place = "yaml file of settings, or the name of one that `timm-mix recipes` lists; flags override it"
         parser.add_argument("--config", metavar="RECIPE", help=place)
-    groups = {name: parser.add_argument_group(part.__doc__) for name, part in kind.parts().items()}
+    titles = {name: (part.__doc__ or "").partition("\n")[0] for name, part in kind.parts().items()}
+    groups = {name: parser.add_argument_group(title) for name, title in titles.items()}
     settings = kind.settings()
     for setting in settings.values():
         _add_flag(groups[setting.part], setting)
