@@ -46,3 +46,5 @@ __all__ = [
 ]
 
 register_weights()
+mixmo.register_inherited()
+splitnet.register_inherited()

@@ -13,14 +13,23 @@ from collections import deque
 from dataclasses import fields, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Set
 
 from timm.models import DefaultCfg, PretrainedCfg, get_pretrained_cfg, model_entrypoint, register_model
 from torch import nn
 
 from timm_mix.places import shipped
 
-__all__ = ["ORGANISATION", "TAGS", "hub_id", "is_declared", "register_weights", "shipped_folder", "untrained_cfg"]
+__all__ = [
+    "ORGANISATION",
+    "TAGS",
+    "hub_id",
+    "is_declared",
+    "register_tags",
+    "register_weights",
+    "shipped_folder",
+    "untrained_cfg",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +47,7 @@ TAGS: Dict[str, List[str]] = {
     ],
 }
 
+_TAGGED: Set[str] = set()  # architectures whose tags are registered
 _FIELDS = {field.name for field in fields(PretrainedCfg)}
 
 
@@ -75,8 +85,9 @@ def untrained_cfg(name: str) -> Optional[PretrainedCfg]:
     >>> untrained_cfg("wrn16_2").num_classes, get_pretrained_cfg("wrn16_2.mixmo_m2_digits").num_classes
     (100, 10)
     """
-    cfg = get_pretrained_cfg(name)
-    return replace(_untagged(name), architecture=name) if name in TAGS else cfg
+    if name in TAGS or name in _TAGGED:
+        return replace(_untagged(name), architecture=name)
+    return get_pretrained_cfg(name)
 
 
 def register_weights(folder: Optional[Path] = None) -> None:
@@ -94,25 +105,38 @@ def register_weights(folder: Optional[Path] = None) -> None:
     folder = shipped_folder() if folder is None else folder
     for arch, tags in TAGS.items():
         found = {tag: _cfg(folder, arch, tag) for tag in tags}
-        _register(arch, {tag: cfg for tag, cfg in found.items() if cfg is not None})
+        there = {tag: cfg for tag, cfg in found.items() if cfg is not None}
+        plain = _untagged(arch)
+        register_tags(arch, there, next((tag for tag, cfg in there.items() if _same_task(cfg, plain)), None))
 
 
-def _register(arch: str, tagged: Dict[str, PretrainedCfg]) -> None:
+def register_tags(arch: str, tagged: Dict[str, PretrainedCfg], default: Optional[str]) -> None:
+    """Give an architecture of ours pretrained tags, behind those that it has; the others keep their order.
+
+    A model that is created without weights stays what it is without them.
+
+    Args:
+        arch: a registered architecture without tags of timm's.
+        tagged: tag -> cfg.
+        default: the tag that pretrained=True takes without one, unless there is a default already.
+
+    >>> register_tags("wrn16_2", {}, None)  # none: nothing changes
+    >>> timm.get_pretrained_cfg("wrn16_2").tag
+    'mixmo_m2_cifar100'
+    """
     if not tagged:
         return
-    module, plain = _module(arch), _untagged(arch)
-    tags = deque(tagged)
-    default = next((tag for tag, cfg in tagged.items() if _same_task(cfg, plain)), None)
-    if default is None:
-        tags.appendleft("")
-    else:
-        tags.remove(default)
-        tags.appendleft(default)
-    module.default_cfgs[arch] = DefaultCfg(tags=tags, cfgs={"": plain, **tagged}, is_pretrained=True)
+    module = _module(arch)
+    known: DefaultCfg = module.default_cfgs[arch]
+    cfgs = {"": _untagged(arch), **tagged, **known.cfgs}
+    first = known.tags[0] or default or ""
+    tags = deque([first, *(tag for tag in (*filter(None, known.tags), *tagged) if tag != first)])
+    module.default_cfgs[arch] = DefaultCfg(tags=deque(dict.fromkeys(tags)), cfgs=cfgs, is_pretrained=True)
     create = model_entrypoint(arch)
     create = getattr(create, "__wrapped__", create)
-    entrypoint = create if default is None else _untrained_as_before(create)
+    entrypoint = _untrained_as_before(create) if first else create
     setattr(module, arch, entrypoint)
+    _TAGGED.add(arch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the registration is overwritten on purpose
         register_model(entrypoint)

@@ -14,12 +14,13 @@ True
 import sys
 from typing import Any, Dict, List, Optional, Tuple, Union
 
+import timm
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._input import update_model_args
 from torch import nn
 
-from timm_mix.functional.checks import check_count
+from timm_mix.functional.checks import check_count, check_not_negative
 from timm_mix.models._backbone import (
     backbone_cfg,
     build_backbone,
@@ -29,18 +30,23 @@ from timm_mix.models._backbone import (
     take_apart,
 )
 from timm_mix.models._entrypoints import register_table
+from timm_mix.models._inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 from timm_mix.models._members import check_ensemble, member_output, mix_members, prefix_matcher, select_member
+from timm_mix.models.from_plain import PlainStart, draw_tags, is_plain, mixmo_state, name_and_args, plain_from_state
 
 __all__ = ["MixMo"]
 
 
-class MixMo(nn.Module):
+class MixMo(PlainStart):
     """M encoders -> mixing block -> one shared timm core -> M heads.
 
     Args:
         backbone: name of a timm model with one first convolution and one linear classifier.
         members: M, the number of inputs and of outputs.
         ensemble: how `forward` joins the members: mean of the `logits`, of the `softmax`, or the `max`.
+        tags: standard deviation of what is added to a member's places, per channel and over the norm of the encoder's
+            filter; learnt from there, and always zero summed over the members, so that the core can tell whose place
+            it sees while the ensemble of one image and fold() are as without. 0 has none.
         backbone_kwargs: everything else goes to the backbone (drop_rate, drop_path_rate, img_size, act_layer, ...).
     Shapes:
         model(x): [B, C, H, W] -> [B, K], the ensemble, in training and evaluation alike.
@@ -66,9 +72,11 @@ class MixMo(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         ensemble: str = "logits",
+        tags: float = 0.0,
         **backbone_kwargs: Any,
     ):
         super().__init__()
+        check_not_negative("tags", tags)
         self.ensemble = check_ensemble(ensemble)
         parts = take_apart(backbone, members, num_classes, in_chans=in_chans, **backbone_kwargs)
         self.backbone = backbone
@@ -80,6 +88,7 @@ class MixMo(nn.Module):
         self.encoders = parts.encoders
         self.core = parts.core
         self.heads = parts.heads
+        self.tags = nn.Parameter(draw_tags(self.encoders[0].weight, members, tags)) if tags else None
         self._follow_core()
 
     def _follow_core(self) -> None:
@@ -154,15 +163,15 @@ class MixMo(nn.Module):
         """timm's parameter groups of the core; the encoders belong to its stem, the heads come last."""
         inner = prefix_matcher(self.core.group_matcher(coarse=coarse), "core")
         if callable(inner):
-            return lambda name: -1 if name.startswith("encoders.") else inner(name)
+            return lambda name: -1 if name.startswith(("encoders.", "tags")) else inner(name)
         stem, spec = next(iter(inner.items()))
         patterns = spec if isinstance(spec, list) else [(spec, None)]
-        return {**inner, stem: [(r"^encoders\.", None), *patterns]}
+        return {**inner, stem: [(r"^encoders\.|^tags$", None), *patterns]}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set:
         inner = self.core.no_weight_decay() if hasattr(self.core, "no_weight_decay") else set()
-        return {f"core.{name}" for name in inner}
+        return {"tags", *(f"core.{name}" for name in inner)}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -210,6 +219,11 @@ class MixMo(nn.Module):
         encoded: List[torch.Tensor] = []
         for i, encoder in enumerate(self.encoders):
             encoded.append(encoder(select_member(x, i, self.num_members)))
+        tags = self.tags
+        if tags is not None and masks is not None:  # without masks they add up to nothing
+            centred = tags - tags.mean(0)
+            for i in range(self.num_members):
+                encoded[i] = encoded[i] + centred[i][:, None, None]
         return mix_members(encoded, masks)
 
     def forward_features(self, x: torch.Tensor, masks: Optional[torch.Tensor] = None) -> torch.Tensor:
@@ -232,9 +246,61 @@ class MixMo(nn.Module):
     ) -> torch.Tensor:
         return self._predict(self.core(self.encode(x, masks)), return_members)
 
+    @torch.jit.ignore
+    def convert_plain(self, state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+        """The plain backbone's weights as those of a MixMo that equals it; the tags stay."""
+        plain = plain_from_state(self.backbone, state, self, self.backbone_kwargs)
+        tags = {} if self.tags is None else {"tags": self.tags.detach()}
+        return {**mixmo_state(plain, self.num_members), **tags}
+
+    @classmethod
+    def from_plain(
+        cls,
+        model: nn.Module,
+        members: int = 2,
+        *,
+        noise: float = 0.0,
+        tags: float = 0.0,
+        ensemble: str = "logits",
+        seed: int = 0,
+    ) -> "MixMo":
+        """A MixMo whose ensemble, and whose fold(), is this plain network: fold()'s inverse.
+
+        Args:
+            model: a network of timm.create_model, with its weights; it stays as it is.
+            noise: how far the encoders lie apart, as a share of their weights' standard deviation; sums to zero.
+            tags: see MixMo.
+            seed: of noise and tags.
+        Raises:
+            ValueError: a network that timm did not create, or without one linear first convolution and classifier.
+
+        >>> plain = timm.create_model("wrn16_2", depth=10, num_classes=5).eval()
+        >>> model = MixMo.from_plain(plain, members=3, noise=0.3)
+        >>> x = torch.rand(2, 3, 32, 32)
+        >>> torch.allclose(model(x), plain(x), atol=1e-5), torch.allclose(model.fold()(x), plain(x), atol=1e-5)
+        (True, True)
+        """
+        name, kwargs = name_and_args(model)
+        cfg = {**_cfg(name, members), **described(model.pretrained_cfg), "architecture": "mixmo"}
+        mixmo = timm.create_model(
+            "mixmo", backbone=name, members=members, ensemble=ensemble, tags=tags, pretrained_cfg=cfg, **kwargs
+        )
+        weight = model.get_submodule(first_conv_name(model)).weight
+        generator = torch.Generator().manual_seed(seed)
+        state = mixmo_state(model, members, noise=noise, generator=generator)
+        if tags:
+            state["tags"] = draw_tags(state["encoders.0.weight"], members, tags, generator)
+        mixmo.to(device=weight.device, dtype=weight.dtype).load_state_dict(state)
+        return mixmo.train(model.training)
+
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: MixMo) -> Dict[str, torch.Tensor]:
-    """Let the backbone's own filter adapt the core's weights to another image size, where it has one."""
+    """Weights of the plain backbone become those of a MixMo; of our own, the core adapts to another image size.
+
+    The backbone's own filter does that, where it has one.
+    """
+    if is_plain(state_dict, model):
+        return model.convert_plain(state_dict)
     own = model.core.state_dict()
     core = {key[len("core.") :]: value for key, value in state_dict.items() if key.startswith("core.")}
     same_shapes = all(own[key].shape == value.shape for key, value in core.items() if key in own)
@@ -251,11 +317,26 @@ def _joined(layers: nn.ModuleList, name: str, join) -> Dict[str, torch.Tensor]:
     return {f"{name}.{n}": join(torch.stack([layer.get_parameter(n).detach() for layer in layers])) for n in names}
 
 
+def _layers(members: int) -> Dict[str, Tuple[str, ...]]:
+    return {
+        "first_conv": tuple(f"encoders.{i}" for i in range(members)),
+        "classifier": tuple(f"heads.{i}" for i in range(members)),
+    }
+
+
 def _cfg(backbone: str, members: int) -> Dict[str, Any]:
-    return backbone_cfg(
-        backbone,
-        first_conv=tuple(f"encoders.{i}" for i in range(members)),
-        classifier=tuple(f"heads.{i}" for i in range(members)),
+    return backbone_cfg(backbone, **_layers(members))
+
+
+def register_inherited() -> None:
+    """Register the backbones' weights for the named models; behind their own, if these are registered before.
+
+    >>> timm.get_pretrained_cfg("mixmo_resnet50_m2.a1_in1k").hf_hub_id
+    'timm/resnet50.a1_in1k'
+    """
+    inherit_weights(
+        {name: backbone for name, (backbone, _) in _NAMED.items()},
+        lambda name, backbone: {**(source_cfg(backbone) or {}), **_layers(_NAMED[name][1])},
     )
 
 
@@ -300,7 +381,12 @@ def _create_named(variant: str, pretrained: bool, **kwargs: Any) -> MixMo:
 def mixmo(pretrained: bool = False, backbone: str = "resnet18", members: int = 2, **kwargs: Any) -> MixMo:
     """MixMo over any timm backbone: timm.create_model('mixmo', backbone='convnext_tiny', members=3)."""
     check_count("members", members)
-    kwargs["pretrained_cfg"] = kwargs.get("pretrained_cfg") or {**_cfg(backbone, members), "architecture": "mixmo"}
+    if not kwargs.get("pretrained_cfg"):
+        cfg = _cfg(backbone, members)
+        check_tag_is_used(backbone, pretrained)
+        source = source_cfg(backbone) if pretrained else None
+        kwargs["pretrained_cfg"] = {**cfg, **(source or {}), "architecture": "mixmo"}
+    backbone = without_tag(backbone)
     return _create_mixmo("mixmo", pretrained, backbone, members, **kwargs)
 
 

@@ -9,17 +9,26 @@ each part sees its own view of an image.
 torch.Size([7, 2, 5])
 """
 
+import logging
 from functools import partial
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
+import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models._input import update_model_args
 from torch import nn
 
-from timm_mix.functional.checks import check_count
+from timm_mix.functional.checks import check_choice, check_count
 from timm_mix.models._backbone import backbone_cfg, build_backbone, features_cfg
 from timm_mix.models._entrypoints import register_table
+from timm_mix.models._inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 from timm_mix.models._members import (
     check_ensemble,
     concat_channels,
@@ -31,13 +40,17 @@ from timm_mix.models._members import (
 from timm_mix.models.divide import divide as divided_kwargs
 from timm_mix.models.divide.cifar import ARCHS as CIFAR_ARCHS
 from timm_mix.models.divide.imagenet import NAMES as IMAGENET_ARCHS
+from timm_mix.models.divide.selection import SELECTIONS, select_part
+from timm_mix.models.from_plain import PlainStart, is_plain, name_and_args, plain_from_state, plain_layers, split_state
 from timm_mix.models.parts.concurrent import concurrent_parts
 from timm_mix.models.parts.one_part import build_parts
 
 __all__ = ["SplitNet"]
 
+_logger = logging.getLogger(__name__)
 
-class SplitNet(nn.Module):
+
+class SplitNet(PlainStart):
     """S parts of one timm network, side by side.
 
     Args:
@@ -82,7 +95,10 @@ class SplitNet(nn.Module):
         name = part.pop("model_name", backbone)  # a division may be told by another model's name
         self.subnets = nn.ModuleList(build_parts(partial(build_backbone, name, **part), split, only_part))
         self.only_part = only_part
+        self.divided = divide
         self.backbone = backbone
+        placed = ("device", "dtype")
+        self.backbone_kwargs = {k: v for k, v in backbone_kwargs.items() if k not in placed}
         self.num_members = split
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -225,6 +241,73 @@ class SplitNet(nn.Module):
         logits = self._own_part()(select_member(x, self.only_part or 0, self.num_members))
         return logits[:, None] if return_members and self.num_classes else logits
 
+    @torch.jit.ignore
+    def convert_plain(self, state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+        """The plain backbone's weights as those that the parts start from; a log line says so of selected ones."""
+        kwargs = self.backbone_kwargs
+        if self.divided:  # what the division sets is of the parts
+            kwargs = {k: v for k, v in kwargs.items() if k not in divided_kwargs(self.backbone, self.num_members)}
+            _logger.warning(
+                "%d parts start from selected channels of %s, with new heads: train them before use",
+                self.num_members,
+                self.backbone,
+            )
+        return _started(plain_from_state(self.backbone, state, self, kwargs), self)
+
+    @classmethod
+    def from_plain(
+        cls,
+        model: nn.Module,
+        split: int = 2,
+        *,
+        selection: str = "uniform",
+        divide: bool = True,
+        ensemble: str = "logits",
+    ) -> "SplitNet":
+        """S parts that start from a plain network's weights: an initialisation, to be trained before use.
+
+        Each part takes evenly spaced channels, another set than the other parts (Xu et al., ICLR 2024,
+        arXiv:2311.18823; see models/divide/selection.py), and a fresh head. Batch norms keep the statistics of the
+        whole network, which no longer fit: `torch.optim.swa_utils.update_bn` over a few hundred images measures them.
+
+        Args:
+            model: a network of timm.create_model, with its weights; it stays as it is.
+            split: S, the number of parts.
+            selection: `uniform`, the one there is.
+            divide: False starts every part from the whole network, its head included.
+        Raises:
+            ValueError: a network that timm did not create or `timm_mix.divide` cannot divide, another selection.
+
+        >>> plain = timm.create_model("wrn16_2", depth=10, num_classes=5)
+        >>> model = SplitNet.from_plain(plain, split=2)
+        >>> [tuple(part.layer1[0].conv1.weight.shape) for part in (plain, *model.subnets)]
+        [(32, 16, 3, 3), (16, 16, 3, 3), (16, 16, 3, 3)]
+        """
+        check_choice("selection", selection, SELECTIONS)
+        name, kwargs = name_and_args(model)
+        cfg = {**_cfg(name, split), **described(model.pretrained_cfg), "architecture": "splitnet"}
+        splitnet = timm.create_model(
+            "splitnet", backbone=name, split=split, divide=divide, ensemble=ensemble, pretrained_cfg=cfg, **kwargs
+        )
+        weight = next(model.parameters())
+        splitnet.to(device=weight.device, dtype=weight.dtype).load_state_dict(_started(model, splitnet))
+        return splitnet.train(model.training)
+
+
+def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: SplitNet) -> Dict[str, torch.Tensor]:
+    """Weights of the plain backbone become those of its parts; our own pass as they are."""
+    return model.convert_plain(state_dict) if is_plain(state_dict, model) else state_dict
+
+
+def _started(whole: nn.Module, model: SplitNet) -> Dict[str, torch.Tensor]:
+    """The state dict of parts that start from the whole network."""
+    if not model.divided:
+        return split_state(whole.state_dict() for _ in model.subnets)
+    heads = model.num_classes and plain_layers(model.backbone)[1]
+    return split_state(
+        select_part(whole, part, i, model.num_members, skip=heads or ()) for i, part in enumerate(model.subnets)
+    )
+
 
 def _part_kwargs(backbone: str, split: int, divide: bool) -> Dict[str, Any]:
     check_count("split", split)
@@ -239,10 +322,26 @@ def _side_by_side(levels: Any, nchw: bool) -> Any:
 
 
 def _cfg(backbone: str, split: int) -> Dict[str, Any]:
+    return backbone_cfg(backbone, **_layers(backbone, split))
+
+
+def _layers(backbone: str, split: int) -> Dict[str, Tuple[str, ...]]:
     backbone_cfg(backbone, (), ())  # raises for a name that timm does not know
     plain = get_pretrained_cfg(backbone)
     names = {"first_conv": plain.first_conv if plain else None, "classifier": plain.classifier if plain else None}
-    return backbone_cfg(backbone, **{key: _of_parts(value, split) for key, value in names.items()})
+    return {key: _of_parts(value, split) for key, value in names.items()}
+
+
+def _source_cfg(backbone: str, split: int, divide: bool) -> Dict[str, Any]:
+    """Selected channels know no classes: as timm's own cfgs of features, this one has none."""
+    source = source_cfg(backbone)
+    if source is None:
+        return {}
+    if divide:
+        source = {**source, "num_classes": 0}
+        for key in ("label_names", "label_descriptions", "label_offset"):
+            source.pop(key, None)
+    return {**source, **_layers(backbone, split)}
 
 
 def _of_parts(name: Any, split: int) -> Tuple[str, ...]:
@@ -257,7 +356,14 @@ def _create_splitnet(variant: str, pretrained: bool, backbone: str, split: int, 
         )
     feature_cfg = features_cfg(backbone, kwargs)
     return build_model_with_cfg(
-        SplitNet, variant, pretrained, feature_cfg=feature_cfg, backbone=backbone, split=split, **kwargs
+        SplitNet,
+        variant,
+        pretrained,
+        feature_cfg=feature_cfg,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        backbone=backbone,
+        split=split,
+        **kwargs,
     )
 
 
@@ -281,14 +387,38 @@ def _create_named(variant: str, pretrained: bool, **kwargs: Any) -> SplitNet:
     backbone, split = _NAMED[variant]
     for name in {"backbone", "split"} & set(kwargs):
         raise ValueError(f"{variant} has a fixed {name}; use timm.create_model('splitnet', backbone=..., split=...)")
+    tag = kwargs.get("pretrained_cfg")
+    if pretrained and kwargs.get("divide") is False and (tag is None or isinstance(tag, str)):
+        cfg = resolve_pretrained_cfg(variant, tag)
+        if cfg.num_classes == 0:  # inherited, for parts with selected channels; whole networks have their heads
+            whole = _source_cfg(f"{backbone}.{cfg.tag}", split, divide=False)
+            kwargs["pretrained_cfg"] = {**whole, "architecture": variant, "tag": cfg.tag}
     return _create_splitnet(variant, pretrained, backbone, split, **kwargs)
+
+
+def register_inherited() -> None:
+    """Register the backbones' weights for the named models; behind their own, if these are registered before.
+
+    >>> cfg = timm.get_pretrained_cfg("splitnet_resnet50_s2.a1_in1k")
+    >>> cfg.hf_hub_id, cfg.num_classes
+    ('timm/resnet50.a1_in1k', 0)
+    """
+    inherit_weights(
+        {name: backbone for name, (backbone, _) in _NAMED.items()},
+        lambda name, backbone: _source_cfg(backbone, _NAMED[name][1], divide=True),
+    )
 
 
 @register_model
 def splitnet(pretrained: bool = False, backbone: str = "resnet50", split: int = 2, **kwargs: Any) -> SplitNet:
     """SplitNet of any divisible timm backbone: timm.create_model('splitnet', backbone='resnet50', split=4)."""
     check_count("split", split)
-    kwargs["pretrained_cfg"] = kwargs.get("pretrained_cfg") or {**_cfg(backbone, split), "architecture": "splitnet"}
+    if not kwargs.get("pretrained_cfg"):
+        cfg = _cfg(backbone, split)
+        check_tag_is_used(backbone, pretrained)
+        source = _source_cfg(backbone, split, kwargs.get("divide", True)) if pretrained else {}
+        kwargs["pretrained_cfg"] = {**cfg, **source, "architecture": "splitnet"}
+    backbone = without_tag(backbone)
     return _create_splitnet("splitnet", pretrained, backbone, split, **kwargs)
 
 

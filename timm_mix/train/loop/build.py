@@ -102,6 +102,8 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
     >>> build_model(wanted, num_classes=5)(torch.rand(2, 3, 32, 32)).shape
     torch.Size([2, 5])
     """
+    if more.get("device") == "meta":
+        wanted = wanted.without_weights
     kwargs: dict[str, Any] = {
         "num_classes": num_classes,
         "in_chans": wanted.in_chans,

@@ -1,7 +1,9 @@
 """Settings of the network, and of the images as it wants them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from timm.models import split_model_name_tag
 
 from timm_mix.train.settings.fields import AT_LEAST_1, BELOW_1, FINITE, POSITIVE, check_fields, setting
 
@@ -43,6 +45,19 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def without_weights(self) -> "ModelSettings":
+        """The same network with random weights; a backbone's tag names weights, too.
+
+        >>> named = ModelSettings("mixmo", {"backbone": "resnet18.a1_in1k"}, pretrained=True)
+        >>> named.without_weights.model_kwargs
+        {'backbone': 'resnet18'}
+        """
+        kwargs = dict(self.model_kwargs)
+        if isinstance(kwargs.get("backbone"), str):
+            kwargs["backbone"], _ = split_model_name_tag(kwargs["backbone"])
+        return replace(self, pretrained=False, initial_checkpoint=None, model_kwargs=kwargs)
 
     @property
     def image_mode(self) -> str:
