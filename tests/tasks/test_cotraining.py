@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.task import LogitDistillationTask
 from torch import nn
 from torch.nn import functional as F
 
@@ -212,5 +213,95 @@ def test_a_real_splitnet_trains_with_mixup_and_views(divergence):
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        _task(**settings)
+
+
+# -- a teacher
+
+
+class Teacher(nn.Module):
+    num_classes = K
+
+    def __init__(self):
+        super().__init__()
+        self.seen = None
+        self.weight = nn.Parameter(torch.randn(K, C * H * W, generator=torch.Generator().manual_seed(9)) / 30)
+
+    def forward(self, x):
+        self.seen = x
+        return x.flatten(1) @ self.weight.T
+
+
+class FedParts(Parts):
+    def __init__(self):
+        super().__init__()
+        self.pretrained_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+
+
+@pytest.mark.parametrize("views", [True, False])
+def test_every_part_learns_the_teachers_probabilities_for_its_own_view(views):
+    model, teacher, (x, y) = FedParts(), Teacher(), _batch(views=views)
+    teacher.pretrained_cfg = model.pretrained_cfg
+    task = _task(model, weight=0.0, teacher=teacher, teacher_weight=0.7, temperature=2.0)
+    result = task(x, y)
+    logits, taught = model(x, return_members=True), 0.0
+    for b in range(B):
+        for i in range(S):
+            wanted = F.softmax(teacher((x[b, i] if views else x[b])[None])[0] / 2, -1)
+            given = F.log_softmax(logits[b, i] / 2, -1)
+            taught += (wanted * (wanted.log() - given)).sum() * 4 / B
+    torch.testing.assert_close(result["teacher"], taught.detach())
+    ce = sum(F.cross_entropy(logits[:, i], y) for i in range(S))
+    torch.testing.assert_close(result["loss"], ce + 0.7 * taught)
+
+
+def test_the_teachers_loss_is_that_of_timm():
+    """A part alone, against timm's LogitDistillationTask."""
+    model, teacher, (x, y) = FedParts(), Teacher(), _batch(views=False)
+    teacher.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}  # fed otherwise than the parts
+
+    class Part(nn.Module):
+        num_classes, in_chans, pretrained_cfg = K, C, model.pretrained_cfg
+
+        def forward(self, x):
+            return model(x, return_members=True)[:, 0]
+
+    ours = _task(model, weight=0.0, teacher=teacher, temperature=3.0)(x, y)["teacher"]
+    kwargs = {"criterion": nn.CrossEntropyLoss(), "distill_loss_weight": 1.0, "temperature": 3.0, "verbose": False}
+    theirs = LogitDistillationTask(Part(), teacher, **kwargs)(x, y)["kd_loss"]
+    second = model.weight.detach()[1].clone()
+    with torch.no_grad():
+        model.weight[0] = second
+    theirs = theirs + LogitDistillationTask(Part(), teacher, **kwargs)(x, y)["kd_loss"]
+    torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_the_teacher_stays_out_of_the_state_and_as_it_is():
+    model, teacher = FedParts(), Teacher()
+    teacher.pretrained_cfg = model.pretrained_cfg
+    before = teacher.weight.clone()
+    task = _task(model, teacher=teacher)
+    task(*_batch())["loss"].backward()
+    assert teacher.weight.grad is None
+    assert not teacher.training
+    assert not teacher.weight.requires_grad
+    assert torch.equal(teacher.weight, before)
+    assert task.state_dict().keys() == _task(FedParts()).state_dict().keys()
+    assert {id(p) for p in task.parameters()} == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"teacher": nn.Linear(3, 5)},
+            r"the teacher must predict the 13 classes that the parts learn, .* None: fine-tune",
+        ),
+        ({"teacher_weight": -1.0}, "teacher_weight must be >= 0 and finite, got -1.0"),
+        ({"temperature": 0.0}, "temperature must be > 0 and finite, got 0.0"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         _task(**settings)

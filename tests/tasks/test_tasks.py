@@ -106,6 +106,25 @@ def test_mixed_samples_inside_mixmo_equal_a_loop_over_samples_and_members(msda):
     assert float(result["loss"]) == pytest.approx(loss, rel=1e-5)
 
 
+def test_repetition_moves_in_a_line_and_then_stays():
+    """rho is the share of the batch in which all members see one image."""
+    settings = {"repetition": 1.0, "repetition_end": 0.25, "repetition_until": 0.5}
+    task = _task("mixmo", total_steps=8, **settings)
+    shares = []
+    for task.step in range(8):
+        images = task.draw(torch.zeros(40, C, H, W)).images
+        shares.append((images[:, 0] == images[:, 1]).mean())
+    # the others may meet by chance: one in forty
+    np.testing.assert_allclose(shares, [1.0, 0.8, 0.6, 0.425, 0.25, 0.25, 0.25, 0.25], atol=0.08)
+
+
+def test_without_the_length_of_the_training_repetition_stays_at_its_start():
+    task = _task("mixmo", repetition=1.0, repetition_end=0.0)
+    task.step = 100
+    images = task.draw(torch.zeros(40, C, H, W)).images
+    assert (images[:, 0] == images[:, 1]).all()
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_mixmo_trains_with_every_block(block):
     task = _task("mixmo", block=block, prob=1.0, msda="cutmix")
@@ -296,6 +315,10 @@ def test_the_criterion_is_used():
         ),
         ("mixmo", {"alhpa": 1}, "task mixmo has no setting 'alhpa'; it has alpha, block"),
         ("mixmo", {"alpha": 0}, "alpha must be > 0 and finite, got 0"),
+        ("mixmo", {"repetition": 1.5}, "repetition must be"),
+        ("mixmo", {"repetition_end": -0.5}, "repetition_end must be .*got -0.5"),
+        ("mixmo", {"repetition_until": 0}, "repetition_until must be .*got 0"),
+        ("mixmo", {"repetition_until": 1.5}, "repetition_until must be .*got 1.5"),
         ("mixmo", {"msda": "cutout"}, "msda must be one of cutmix, mixup, got 'cutout'"),
         ("mixmo", {"r": 0.5}, "r must be >= 1"),
         ("mixmo", {"block": "cowl"}, "block must be one of linear, cut, .*got 'cowl'"),

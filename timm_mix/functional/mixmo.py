@@ -16,7 +16,14 @@ from timm_mix.functional.blocks import BLOCKS, LINEAR
 from timm_mix.functional.checks import check_positive, check_probability, is_number
 from timm_mix.functional.masks import linear_masks
 
-__all__ = ["MixMoPlan", "binary_probability", "member_masks", "member_weights", "plan_mixmo"]
+__all__ = [
+    "MixMoPlan",
+    "binary_probability",
+    "member_masks",
+    "member_weights",
+    "plan_mixmo",
+    "repetition_share",
+]
 
 BINARY_UNTIL = 11 / 12  # the published runs fade the binary block out over the last twelfth of training
 
@@ -158,6 +165,21 @@ def member_weights(ratios: Tensor, r: float) -> Tensor:
         raise ValueError(f"r must be >= 1 (or math.inf), got {r!r}")
     root = ratios ** (1 / r)
     return ratios.shape[1] * root / root.sum(1, keepdim=True)
+
+
+def repetition_share(progress: float, start: float, end: float | None = None, until: float = 1.0) -> float:
+    """rho of a step: from `start` to `end` in a straight line over the first `until` of training, constant after.
+
+    Args:
+        progress: steps done over all steps, in [0, 1].
+        end: None keeps `start` throughout.
+
+    >>> [round(repetition_share(progress, 1.0, 0.4, until=0.5), 2) for progress in (0.0, 0.25, 0.5, 1.0)]
+    [1.0, 0.7, 0.4, 0.4]
+    """
+    if end is None:
+        return start
+    return start + (end - start) * min(1.0, progress / until)
 
 
 def binary_probability(progress: float, prob: float, until: float = BINARY_UNTIL) -> float:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.task import DistillationTeacher
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_mix.functional.checks import check_choice, check_not_negative
+from timm_mix.functional.checks import check_choice, check_not_negative, check_positive
 from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets
 from timm_mix.functional.splitnet import DIVERGENCES, cotraining_weight, plan_shared_mixup
 from timm_mix.models import reduce_members
@@ -45,6 +46,11 @@ class CoTrainingTask(MemberTask):
         warmup_epochs: over which w grows (published: 40 of 300 epochs on CIFAR); needs steps_per_epoch.
         mixup: alpha of mixup, 0 for none (published: .2). One lam and one pairing per batch hold for all parts, while
             each part mixes its own views.
+        teacher: a network that predicts the classes already, such as the undivided one; every part learns its
+            probabilities for the part's own view as well (timm's LogitDistillationTask, its loss and its handling of
+            another normalisation). It stays as it is and out of every state.
+        teacher_weight: of that loss, summed over the parts as the cross-entropy is.
+        temperature: of both softmaxes in it.
         member_group: the processes that hold one part each (see tasks/member_parallel.py); None: all parts are here.
         kwargs: see MixingTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
     Shapes: task(input, target [B] or [B, K]) with input [B, S, C, H, W], one view per part, or [B, C, H, W], one view
@@ -52,8 +58,9 @@ class CoTrainingTask(MemberTask):
         loss: scalar.   output: [B, K], the ensemble.   ce: sum of the parts' losses, cot: the divergence (not there
         with weight 0); both detached.
     Raises:
-        ValueError: weight, warmup_epochs or mixup < 0, an unknown divergence, a warm-up without steps_per_epoch, a
-            model without members, a target of another shape.
+        ValueError: weight, warmup_epochs, mixup or teacher_weight < 0, temperature <= 0, an unknown divergence, a
+            warm-up without steps_per_epoch, a model without members, a teacher of other classes or beside a
+            member_group, a target of another shape.
 
     >>> import timm
     >>> model = timm.create_model("splitnet_wrn16_2_s2", num_classes=5, depth=10)
@@ -79,6 +86,9 @@ class CoTrainingTask(MemberTask):
         divergence: str = "js",
         warmup_epochs: float = 0.0,
         mixup: float = 0.0,
+        teacher: nn.Module | None = None,
+        teacher_weight: float = 1.0,
+        temperature: float = 1.0,
         member_group: Any = None,
         **kwargs: Any,
     ):
@@ -87,8 +97,10 @@ class CoTrainingTask(MemberTask):
             check_member_group(unwrap_model(model), member_group)
         self.member_group = member_group
         self.criterion = soft_criterion(self.criterion)
-        for name, value in (("weight", weight), ("warmup_epochs", warmup_epochs), ("mixup", mixup)):
+        numbers = {"weight": weight, "warmup_epochs": warmup_epochs, "mixup": mixup, "teacher_weight": teacher_weight}
+        for name, value in numbers.items():
             check_not_negative(name, value)
+        check_positive("temperature", temperature)
         check_choice("divergence", divergence, DIVERGENCES)
         if warmup_epochs and self.steps_per_epoch is None:
             raise ValueError(f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the number of batches in an epoch")
@@ -96,6 +108,21 @@ class CoTrainingTask(MemberTask):
         self.divergence = divergence
         self.warmup_epochs = warmup_epochs
         self.mixup = mixup
+        self.teacher_weight = teacher_weight
+        self.temperature = temperature
+        # in a tuple, so that it is no part of this module: not in its state, not trained, not wrapped
+        self._teacher = () if teacher is None else (self._checked_teacher(teacher),)
+
+    def _checked_teacher(self, teacher: nn.Module) -> DistillationTeacher:
+        if self.member_group is not None:
+            raise ValueError("a teacher sees the views of all parts, which a member_group divides; drop one of the two")
+        classes = getattr(teacher, "num_classes", None)
+        if classes != self.num_classes:
+            raise ValueError(
+                f"the teacher must predict the {self.num_classes} classes that the parts learn, it predicts {classes}: "
+                "fine-tune it first"
+            )
+        return DistillationTeacher(teacher.to(self.device), device=self.device).requires_grad_(False)
 
     def draw(self, input: Tensor) -> MixPlan | None:
         """All chance of one step, for a batch like `input`; None without mixup."""
@@ -112,8 +139,23 @@ class CoTrainingTask(MemberTask):
         if self.member_group is not None:
             logits = gather_members(logits, self.member_group)
         losses = self.losses(logits, target, self.epoch)
+        for teacher in self._teacher:
+            taught = self._taught(teacher, input, logits)
+            losses = {**losses, "loss": losses["loss"] + self.teacher_weight * taught, "teacher": taught.detach()}
         self.step += 1
         return {**losses, "output": reduce_members(logits, unwrap_model(self.trainable_module).ensemble)}
+
+    def _taught(self, teacher: DistillationTeacher, input: Tensor, logits: Tensor) -> Tensor:
+        """The parts' divergence from the teacher on their own views: sum_i T^2 KL(teacher | part i), batch mean."""
+        cfg = unwrap_model(self.trainable_module).pretrained_cfg
+        mean, std = (torch.tensor(cfg[key], device=input.device).view(1, -1, 1, 1) for key in ("mean", "std"))
+        views = input if input.ndim == 5 else input[:, None]
+        with torch.no_grad():
+            wanted = teacher(teacher.normalize_input(views.flatten(0, 1), mean, std)).float()
+        wanted = (wanted / self.temperature).log_softmax(-1).unflatten(0, views.shape[:2]).expand_as(logits)
+        given = (logits.float() / self.temperature).log_softmax(-1)
+        divergence = nn.functional.kl_div(given, wanted, reduction="none", log_target=True).sum((1, 2)).mean()
+        return divergence * self.temperature**2
 
     def losses(self, logits: Tensor, target: Tensor, epoch: int) -> dict[str, Tensor]:
         """The loss of members' logits, and its terms for logging.

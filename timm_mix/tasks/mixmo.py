@@ -8,7 +8,15 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_mix.functional.mixmo import MixMoPlan, binary_probability, member_masks, member_weights, plan_mixmo
+from timm_mix.functional.checks import check_positive, check_probability
+from timm_mix.functional.mixmo import (
+    MixMoPlan,
+    binary_probability,
+    member_masks,
+    member_weights,
+    plan_mixmo,
+    repetition_share,
+)
 from timm_mix.functional.msda import MsdaPlan, kept_labels, kept_pixels, plan_msda
 from timm_mix.models import reduce_members
 from timm_mix.tasks._base import MemberTask, per_sample_loss
@@ -47,6 +55,9 @@ class MixMoTask(MemberTask):
         alpha: ratios ~ Dirichlet(alpha, ..., alpha).
         r: weight exponent; 1 weights by the ratio, math.inf weights alike; the paper's plateau is 3 to 6.
         repetition: rho, the share of the batch in which all members see the same image.
+        repetition_end: where rho goes in a straight line over the first repetition_until of training (needs
+            total_steps); None keeps it. Members that start from one pretrained core need a high rho.
+        repetition_until: share of training, in (0, 1].
         mimo: MIMO (Havasi et al., ICLR 2021): linear block, equal ratios, equal weights.
         partition: with more than two members, every place belongs to exactly one of them.
         same_ratio: one draw of the ratios for the whole batch.
@@ -79,6 +90,8 @@ class MixMoTask(MemberTask):
         alpha: float = 2.0,
         r: float = 3.0,
         repetition: float = 0.0,
+        repetition_end: float | None = None,
+        repetition_until: float = 1.0,
         mimo: bool = False,
         partition: bool = False,
         same_ratio: bool = False,
@@ -91,17 +104,21 @@ class MixMoTask(MemberTask):
         self.settings: dict[str, Any] = {
             "block": "linear" if mimo else block,
             "alpha": alpha,
-            "repetition": repetition,
             "equal": mimo,
             "partition": partition and not mimo,
             "same_ratio": same_ratio,
         }
         self.msda = None if msda is None else {"method": msda, "alpha": msda_alpha, "prob": msda_prob}
         self.prob = prob
+        self.repetition = (repetition, repetition_end, repetition_until)
         self.r = 1.0 if mimo else r
         self._stem_shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
         # a wrong setting is an error now, not in the first step
-        plan_mixmo(1, 2, (1, 1, 1), rng=np.random.default_rng(0), prob=prob, **self.settings)
+        plan_mixmo(1, 2, (1, 1, 1), rng=np.random.default_rng(0), prob=prob, repetition=repetition, **self.settings)
+        if repetition_end is not None:
+            check_probability("repetition_end", repetition_end)
+        check_probability("repetition_until", repetition_until)
+        check_positive("repetition_until", repetition_until)
         if self.msda is not None:
             plan_msda(1, 2, (1, 1), rng=np.random.default_rng(0), **self.msda)
         member_weights(torch.ones(1, 1), self.r)
@@ -117,9 +134,13 @@ class MixMoTask(MemberTask):
         size = (input.shape[-2], input.shape[-1])
         if size not in self._stem_shapes:
             self._stem_shapes[size] = model.stem_shape(size)
-        prob = binary_probability(self.progress, self.prob)
+        done = 0.0 if self.total_steps is None else self.step / self.total_steps
+        chance = {
+            "prob": binary_probability(self.progress, self.prob),
+            "repetition": repetition_share(done, *self.repetition),
+        }
         return plan_mixmo(
-            input.shape[0], model.num_members, self._stem_shapes[size], rng=self.rng, prob=prob, **self.settings
+            input.shape[0], model.num_members, self._stem_shapes[size], rng=self.rng, **chance, **self.settings
         )
 
     def draw_msda(self, input: Tensor) -> MsdaPlan | None:
