@@ -20,6 +20,7 @@ import huggingface_hub
 from timm_mix.tasks import TASKS, MemberTask
 from timm_mix.train.finetune.plan import make_task, open_data, prepare_model, settle
 from timm_mix.train.finetune.settings import FinetuneConfig
+from timm_mix.train.finetune.weights import open_model
 from timm_mix.train.run import run
 from timm_mix.train.settings.config import parse_config
 
@@ -38,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     results = run(
         config,
         open_data=partial(open_data, config.data, config.model, config.finetune, config.run.seed),
+        make_model=partial(open_model, config.finetune),
         prepare_model=partial(prepare_model, config.finetune, config.model),
-        make_task=make_task,
+        make_task=partial(make_task, teacher=config.finetune.teacher),
     )
     if results:
         # a model card from `results` belongs here, beside the weights

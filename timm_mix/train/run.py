@@ -1,6 +1,5 @@
 """One training run, from its settings to the saved model."""
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -71,12 +70,13 @@ def train(
     *,
     open_data: Callable[[], Data] | None = None,
     prepare_model: Callable[[nn.Module, Data], nn.Module] | None = None,
+    make_model: Callable[..., nn.Module] = build_model,
     make_task: Callable[..., TrainingTask] = build_task,
 ) -> dict[str, Any]:
     """Build the parts of a run, train, save the model.
 
     `prepare_model` changes the model that the recipe names (a new head, frozen layers) before anything else sees it;
-    `open_data` and `make_task` stand for `build_data` and `build_task`.
+    `open_data`, `make_model` and `make_task` stand for `build_data`, `build_model` and `build_task`.
 
     >>> from PIL import Image
     >>> from timm_mix.train.data.image_folder import ImageFiles
@@ -95,7 +95,7 @@ def train(
     torch.manual_seed(config.run.seed)
     data = open_data() if open_data is not None else build_data(config.data, config.model, config.run.seed)
     parallel.check_data(data.train, data.validation)
-    model = build_model(config.model, data.num_classes, **parallel.model_settings)
+    model = make_model(config.model, data.num_classes, **parallel.model_settings)
     if prepare_model is not None:
         model = prepare_model(model, data)
     check_classes(model, data.num_classes, training=data.train, validation=data.validation)
@@ -202,7 +202,6 @@ def _published_model(config: Config, trainer: Trainer) -> nn.Module:
     key = "state_dict_ema" if config.optimise.model_ema else "state_dict"
     model = unwrap_model(trainer.task.get_eval_model())
     if config.run.member_parallel:  # here is one part of it
-        fresh = dataclasses.replace(config.model, pretrained=False, initial_checkpoint=None)
-        model = build_model(fresh, model.num_classes)
+        model = build_model(config.model.without_weights, model.num_classes)
     model.load_state_dict(trainer.keeper.published(trainer.history)[key])
     return model

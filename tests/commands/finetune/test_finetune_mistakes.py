@@ -74,7 +74,7 @@ MISTAKES = {
         "images have 1 or 3 channels, local-dir:.* asks for 5: give --in-chans 3",
     ),
     "a size that is too small": (
-        ["--model", "mixmo", "--model-kwargs", "backbone=densenet121", "--img-size", "8"],
+        ["--model", "mixmo", "--model-kwargs", "backbone=densenet121", "--no-pretrained", "--img-size", "8"],
         r"cannot run mixmo on images of 8 pixels \(see --img-size\): ",
     ),
     "no data": (["--data-dir", "{root}/nowhere"], "--data-dir wants a folder of images, .*nowhere is not there"),

@@ -12,9 +12,12 @@ from timm.models import parse_model_name, resolve_model_input_args
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, Subset
 
+from timm_mix.hub import local_name
 from timm_mix.models import reduce_members
-from timm_mix.tasks import MemberTask
+from timm_mix.tasks import MemberTask, task_settings
 from timm_mix.train.data.image_folder import find_unreadable, open_image_folder
 from timm_mix.train.data.sources import FOLDER_NAMES
 from timm_mix.train.errors import UsageError, user_errors
@@ -25,7 +28,7 @@ from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
 from timm_mix.train.settings.task import PLAIN, TaskSettings
 
-__all__ = ["MembersTask", "make_task", "open_data", "prepare_model", "settle"]
+__all__ = ["MembersTask", "make_task", "open_data", "prepare_model", "recalibrate", "settle"]
 
 
 def settle(config: FinetuneConfig) -> FinetuneConfig:
@@ -40,7 +43,7 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
     """
     model = config.model
     source, name = _check_source(model.name)
-    weights = model.pretrained and (source is not None or timm.is_model_pretrained(name))
+    weights = model.pretrained and (source is not None or timm.is_model_pretrained(_weights_of(model, name)))
     settings: dict[str, Any] = {"pretrained": weights and model.initial_checkpoint is None}
     with user_errors(f"create model {model.name!r}"):
         asked = {"img_size": model.img_size} if model.img_size else {}
@@ -56,6 +59,11 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
         data = Path(config.data.data_dir or config.data.dataset).resolve().name
         settings["experiment"] = f"{_short(name)}_on_{data}"
     return config.replace(**settings)
+
+
+def _weights_of(model: ModelSettings, name: str) -> str:
+    """The name whose weights the model starts from: of the generic models with members it is the backbone's."""
+    return model.model_kwargs.get("backbone", name) if name in ("mixmo", "splitnet") else name
 
 
 def _built_with(model: ModelSettings, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +174,8 @@ def prepare_model(wanted: FinetuneSettings, source: ModelSettings, model: nn.Mod
             model.reset_classifier(data.num_classes)  # type: ignore[operator]
     elif wanted.keep_head:
         raise UsageError(f"keep_head needs weights, {source.name} starts from random ones: drop it")
+    if wanted.recalibrate is not None:
+        recalibrate(model, source, data.train, wanted.recalibrate)
     if wanted.linear_probe:
         freeze(model, "backbone")
         hold_in_eval(model)
@@ -192,6 +202,26 @@ def _check_kept_head(source: ModelSettings, model: Any, data: Data) -> None:
     if names and data.names and list(names) != data.names:
         other = next(pair for pair in zip(data.names, names, strict=True) if pair[0] != pair[1])
         raise UsageError(f"keep_head needs the classes of {source.name}, got {other[0]!r} for {other[1]!r}: drop it")
+
+
+def recalibrate(model: nn.Module, source: ModelSettings, images: Any, count: int) -> None:
+    """Measure the statistics of all batch norms anew, on `count` of the images as evaluation shows them; in place.
+
+    The same images for every seed and on every process.
+
+    >>> model = timm.create_model("test_resnet", num_classes=5)
+    >>> from timm_mix.train.data.digits import Digits
+    >>> recalibrate(model, ModelSettings("test_resnet", img_size=32), Digits("train"), count=64)
+    >>> bool((model.bn1.running_mean != 0).all())
+    True
+    """
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    before = images.transform
+    images.transform = timm.data.create_transform(**data_config_of(source, model), is_training=False)
+    try:
+        update_bn(DataLoader(Subset(images, chosen), batch_size=64), model)
+    finally:
+        images.transform = before
 
 
 def _summary(source: ModelSettings, model: nn.Module) -> str:
@@ -224,14 +254,32 @@ class MembersTask(MemberTask):
         return {"loss": loss, "output": reduce_members(logits, unwrap_model(self.trainable_module).ensemble)}
 
 
-def make_task(wanted: TaskSettings, model: nn.Module, num_classes: int, *, seed: int, **more: Any) -> TrainingTask:
+def make_task(
+    wanted: TaskSettings,
+    model: nn.Module,
+    num_classes: int,
+    *,
+    seed: int,
+    teacher: str | None = None,
+    **more: Any,
+) -> TrainingTask:
     """The recipe's task; plain training of a model with members is the MembersTask.
+
+    Args:
+        teacher: name of a fine-tuned model, for a task that takes one.
+    Raises:
+        UsageError: a teacher for another task, of other classes, or that cannot be created.
 
     >>> models = [timm.create_model(name, depth=10, num_classes=5) for name in ("wrn16_2", "mixmo_wrn16_2_m2")]
     >>> length = {"epochs": 3, "steps_per_epoch": 7}
     >>> [type(make_task(TaskSettings(), model, 5, seed=0, **length)).__name__ for model in models]
     ['ClassificationTask', 'MembersTask']
     """
+    if teacher is not None:
+        if wanted.name == PLAIN or "teacher" not in task_settings(wanted.name):
+            raise UsageError(f"teacher is for task cotraining, got task {wanted.name}: drop it, or change --task")
+        with user_errors(f"create the teacher {teacher!r}"):
+            more["teacher"] = timm.create_model(local_name(teacher), pretrained=True)
     if wanted.name != PLAIN or wanted.mix or not hasattr(model, "num_members"):
         return build_task(wanted, model, num_classes, seed=seed, **more)
     with user_errors("create the loss"):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from timm_mix.train.errors import UsageError
 from timm_mix.train.settings.config import Config
-from timm_mix.train.settings.fields import check_fields, setting
+from timm_mix.train.settings.fields import AT_LEAST_1, check_fields, setting
 
 __all__ = ["FinetuneConfig", "FinetuneSettings"]
 
@@ -27,6 +27,12 @@ class FinetuneSettings:
     check_images: bool = setting(True, "read every image once before training (default: True)")
     keep_head: bool = setting(False, "go on with the heads, on the very classes they know")
     freeze: str | None = setting(None, "N: the first N stages, stem included; or backbone: everything but the heads")
+    recalibrate: int | None = setting(
+        None, "training images on which batch norms are measured before training; for selected parts", AT_LEAST_1
+    )
+    teacher: str | None = setting(
+        None, "for task cotraining: a fine-tuned model of the same classes, such as the undivided one, to learn from"
+    )
     linear_probe: bool = setting(False, "train the heads alone, the model in evaluation mode; --lr 0.01 is usual")
 
     def __post_init__(self) -> None:
