@@ -47,7 +47,6 @@ FAMILIES = {
     "gernet_s": {},
     "regnetx_002": {},
     "regnety_002": {},
-    "vgg11_bn": {},
     "convnext_atto": {},
     "convnextv2_atto": {},
     "inception_next_atto": {},

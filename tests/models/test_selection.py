@@ -20,13 +20,19 @@ ARCHS = [
     *("wrn16_4", "resnet110", "se_resnet110", "resnext29_8x64d", "wide_resnet16_8", "wide_resnet40_10"),
     *("densenet190", "pyramidnet164", "shake_resnet26_2x96d"),
     *("efficientnetb0", "efficientnetb0_cifar", "efficientnet_b0", "tf_efficientnet_lite0", "efficientnetv2_rw_t"),
-    *("mobilenetv2_100", "mobilenetv3_small_100", "vgg11_bn", "vgg11"),
+    *("mobilenetv2_100", "mobilenetv3_small_100", "vgg11_bn"),
     *("convnext_atto", "convnextv2_atto", "convnext_large_mlp", "densenet121"),
     *("resnetv2_18", "resnetv2_50", "resnetv2_50d", "resnetv2_50x1_bit"),
     *("regnetx_002", "regnety_016", "regnetz_040", "regnetv_040"),
     *("vit_tiny_patch16_224", "vit_base_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224"),
     *("vit_base_patch16_siglip_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"),
 ]
+FEWER_LAYERS = {  # of the large ones
+    **{arch: {"layers": (1, 1, 1, 1)} for arch in ("senet154", "se_resnext101_64x4d", "wide_resnet50_2e")},
+    **{arch: {"depth": 2} for arch in ("vit_base_patch16_224", "vit_base_patch16_siglip_224")},
+    "convnext_large_mlp": {"depths": (1, 1, 1, 1)},
+    "densenet190": {"block_config": (3, 3, 3)},
+}
 # A standardised filter that is zero has no value; six groups of 16 repeat channels of five groups of 24; a part's
 # first shortcut projects behind the norm where the whole's hands on what comes before it.
 NOT_INSIDE = {"resnetv2_50x1_bit", "regnety_016", "resnetv2_18"}
@@ -40,7 +46,8 @@ def _params(archs):
 def whole_and_part(arch, split=2):
     torch.manual_seed(0)
     part = {"model_name": arch, **timm_mix.divide(arch, split)}
-    return timm.create_model(arch, num_classes=K).eval(), timm.create_model(**part, num_classes=K).eval()
+    kwargs = {"num_classes": K, **FEWER_LAYERS.get(arch, {})}
+    return timm.create_model(arch, **kwargs).eval(), timm.create_model(**part, **kwargs).eval()
 
 
 @torch.no_grad()
@@ -90,7 +97,7 @@ def test_every_tensor_is_a_sub_tensor_and_the_parts_differ(arch):
         groups = elements.unflatten(0, (grouped[key], -1)) if key in grouped else [elements]
         assert all(is_grid(group, shapes[key]) for group in groups if group.ndim), key
     shared = sum((one == other).sum().item() for one, other in zip(*(t.values() for t in taken), strict=True))
-    assert shared < 0.75 * sum(elements.numel() for elements in taken[0].values())
+    assert shared < 0.9 * sum(elements.numel() for elements in taken[0].values())
 
 
 @pytest.mark.parametrize("arch", _params(arch for arch in ARCHS if arch not in NOT_INSIDE))

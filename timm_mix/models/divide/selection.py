@@ -191,10 +191,8 @@ def _inside(selection: Selection, groups: int, of_part: int, width: int, narrow:
     for group, owner in enumerate(owners):
         together = int((owners == owner).sum())
         rank = int((owners[:group] == owner).sum())
-        number = selection.number * together + rank * selection.parts if together > 1 else selection.number
-        inner.append(
-            spread(width, narrow, number=number % (selection.parts * together), parts=selection.parts * together)
-        )
+        number = rank * selection.parts + selection.number
+        inner.append(spread(width, narrow, number=number, parts=selection.parts * together))
     return owners, torch.stack(inner)
 
 
