@@ -360,3 +360,141 @@ def test_a_model_with_tags_scripts_and_compiles_with_masks():
     wanted = model(x, masks=masks)
     torch.testing.assert_close(torch.jit.script(model)(x, masks), wanted)
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x, masks=masks), wanted)
+
+
+# -- members of their own, other ways of loading, networks that are not what their name says
+
+
+NET = {"backbone": "wrn16_2", "depth": 10}
+
+
+def _from_file(name, file, classes, **kwargs):
+    """pretrained=True from a file of this number of classes."""
+    overlay = {"file": str(file), "num_classes": classes}
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+
+
+def test_members_share_no_memory_even_when_tensors_are_assigned():
+    plain = plain_net("wrn16_2")
+    for model in (
+        timm.create_model("mixmo", backbone="wrn16_2", num_classes=K),
+        timm.create_model("splitnet", backbone="wrn16_2", num_classes=K, divide=False),
+    ):
+        model.load_state_dict(plain.state_dict(), assign=True)
+        places = [value.data_ptr() for value in (*model.state_dict().values(), *plain.state_dict().values())]
+        assert len(set(places)) == len(places)
+
+
+def test_a_network_of_other_widths_is_not_divided(tmp_path):
+    plain = timm.create_model("resnet18", channels=(32, 64, 128, 256), num_classes=K)
+    message = r"^resnet18 is divided by its channels, from a plain network without channels of its own; take "
+    with pytest.raises(ValueError, match=message):
+        SplitNet.from_plain(plain)
+    file = _file(plain, tmp_path / "plain.safetensors")
+    kwargs = {"backbone": "resnet18", "channels": (32, 64, 128, 256), "num_classes": K}
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("splitnet", checkpoint_path=file, **kwargs)
+    assert SplitNet.from_plain(plain, divide=False).eval()(fixed_images(2, 3, 32, 32)).shape == (2, K)
+    assert MixMo.from_plain(plain).eval()(fixed_images(2, 3, 32, 32)).shape == (2, K)
+
+
+def test_what_an_entrypoint_made_alone_is_refused_because_nobody_noted_how():
+    with pytest.raises(ValueError, match=r"needs a whole model .*, got ResNet"):
+        MixMo.from_plain(timm.models.resnet.resnet18(num_classes=K, act_layer=nn.SiLU))
+
+
+@pytest.mark.parametrize("made", [MixMo, SplitNet])
+def test_the_class_itself_takes_no_tag(made):
+    with pytest.raises(ValueError, match=r"a tag names weights, which the backbone 'resnet18.a1_in1k'"):
+        made("resnet18.a1_in1k")
+
+
+def test_compiled_networks_are_taken_and_changed_ones_are_one_line():
+    plain = plain_net("wrn16_2")
+    x = fixed_images(2, 3, 32, 32)
+    assert deviation(MixMo.from_plain(torch.compile(plain)).eval()(x), plain(x)) <= 1e-5
+    plain.prune_intermediate_layers([0])
+    with pytest.raises(ValueError, match=r"^the network is not the one that its name builds: Missing key.*$"):
+        MixMo.from_plain(plain)
+
+
+@pytest.mark.parametrize("spoil", ["fewer members", "truncated", "not finite"])
+@pytest.mark.parametrize("net", ["mixmo", "splitnet"])
+def test_a_file_of_ours_with_other_classes_is_whole_or_an_error(net, spoil, tmp_path):
+    count = "members" if net == "mixmo" else "split"
+    state = timm.create_model(net, num_classes=5, **{**NET, count: 2}).state_dict()
+    message = r"^the weights for (mixmo|splitnet) lack (encoders.2.weight|subnets.2.conv1.weight); take a file"
+    if spoil == "truncated":
+        state, message = dict(list(state.items())[:10]), r"^the weights for (mixmo|splitnet) lack .*; take a file"
+    if spoil == "not finite":
+        next(iter(state.values())).view(-1)[0] = float("nan")
+        message = r"^the weights for (mixmo|splitnet) hold values that are no numbers"
+    save_file(state, tmp_path / "ours.safetensors")
+    kwargs = {**NET, count: 3 if spoil == "fewer members" else 2, "num_classes": K}
+    with pytest.raises(ValueError, match=message):
+        _from_file(net, tmp_path / "ours.safetensors", 5, **kwargs)
+
+
+def test_tags_are_as_large_beside_loaded_filters_as_beside_their_own(tmp_path):
+    file = _file(plain_net("wrn16_2"), tmp_path / "plain.safetensors")
+    torch.manual_seed(0)
+    loaded = timm.create_model("mixmo", backbone="wrn16_2", tags=0.1, num_classes=K, checkpoint_path=file)
+    started = MixMo.from_plain(plain_net("wrn16_2"), 2, tags=0.1)
+    for model in (loaded, started):
+        norms = model.encoders[0].weight.flatten(1).norm(dim=1)
+        assert 0.05 < ((model.tags / norms) ** 2).mean().sqrt() < 0.2
+        torch.testing.assert_close(model.tags.sum(0), torch.zeros(16), atol=1e-6, rtol=0)
+
+
+def test_on_the_meta_device_noise_and_tags_cost_nothing():
+    plain = timm.create_model("wrn16_2", device="meta")
+    assert MixMo.from_plain(plain, 2, noise=0.1, tags=0.1).tags.is_meta
+    assert timm.create_model("mixmo", backbone="wrn16_2", tags=0.1, device="meta").tags.is_meta
+
+
+def test_a_loose_load_says_what_was_missing_as_torch_does():
+    state = plain_net("wrn16_2").state_dict()
+    state.pop("fc.weight")
+    model = timm.create_model("mixmo", backbone="wrn16_2", num_classes=K, tags=0.1)
+    result = model.load_state_dict(state, strict=False)
+    assert "core.layer1.0.conv1.weight" in result.missing_keys
+    assert "layer1.0.conv1.weight" in result.unexpected_keys
+    assert model.load_state_dict({"tags": model.tags.detach()}, strict=False).unexpected_keys == []
+    assert model.load_state_dict({}, strict=False).unexpected_keys == []
+
+
+@pytest.mark.parametrize("state", [[1, 2], {1: torch.zeros(1)}, {"conv1.weight": 3}, "abc"])
+def test_what_is_no_state_dict_is_refused_as_torch_does(state):
+    model = timm.create_model("mixmo", backbone="wrn16_2")
+    with pytest.raises((TypeError, RuntimeError, AttributeError)) as theirs:
+        nn.Linear(3, 5).load_state_dict(state)
+    with pytest.raises(type(theirs.value)):
+        model.load_state_dict(state)
+
+
+def test_older_names_of_keys_are_those_that_timm_knows_at_any_number_of_classes(tmp_path):
+    plain = plain_net("convnext_atto", num_classes=11)
+    names = [
+        *((f"stages.{i}.downsample.", f"downsample_layers.{i}.") for i in range(1, 4)),
+        *(("stem.", "downsample_layers.0."), ("head.norm.", "norm."), ("head.fc.", "head."), (".blocks.", ".")),
+        *((".conv_dw.", ".dwconv."), (".mlp.fc1.", ".pwconv1."), (".mlp.fc2.", ".pwconv2.")),
+    ]
+    state = {}
+    for key, value in plain.state_dict().items():
+        for ours, theirs in names:
+            key = key.replace(ours, theirs)
+        state[key] = value
+    save_file(state, tmp_path / "older.safetensors")
+    model = _from_file("mixmo", tmp_path / "older.safetensors", 11, backbone="convnext_atto", num_classes=11).eval()
+    x = fixed_images(2, 3, 64, 64)
+    assert deviation(model(x), plain(x)) <= 1e-5
+
+
+def test_a_new_head_leaves_the_names_of_the_old_classes_behind():
+    plain = timm.create_model("resnet18", num_classes=2)
+    plain.pretrained_cfg.update(num_classes=2, label_names=["cat", "dog"])
+    assert MixMo.from_plain(plain).pretrained_cfg["label_names"] == ["cat", "dog"]
+    plain.reset_classifier(3)
+    model = MixMo.from_plain(plain)
+    assert model.pretrained_cfg.get("label_names") is None
+    assert (model.num_classes, model.pretrained_cfg["num_classes"]) == (3, 3)

@@ -284,8 +284,8 @@ def test_the_teacher_stays_out_of_the_state_and_as_it_is():
     task = _task(model, teacher=teacher)
     task(*_batch())["loss"].backward()
     assert teacher.weight.grad is None
-    assert not teacher.training
-    assert not teacher.weight.requires_grad
+    assert teacher.training
+    assert teacher.weight.requires_grad
     assert torch.equal(teacher.weight, before)
     assert task.state_dict().keys() == _task(FedParts()).state_dict().keys()
     assert {id(p) for p in task.parameters()} == {id(p) for p in model.parameters()}
@@ -305,3 +305,20 @@ def test_the_teacher_stays_out_of_the_state_and_as_it_is():
 def test_a_teacher_that_cannot_teach_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         _task(**settings)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_teacher_is_fed_by_how_the_images_were_normalised(grey):
+    """Not by what the parts' cfg says, where the run has another normalisation; grey images have one number."""
+    model, teacher, (x, y) = FedParts(), Teacher(), _batch(views=False)
+    teacher.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    mean, std = ([0.0] * 3, [1.0] * 3) if not grey else ([0.5], [0.25])
+    if grey:
+        teacher.pretrained_cfg = {"mean": (0.2,), "std": (0.5,)}
+    task = _task(model, weight=0.0, teacher=teacher, mean=mean, std=std)
+    logits = model(x, return_members=True)
+    own, wanted_std = (torch.tensor(teacher.pretrained_cfg[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    pixels = x * torch.tensor(std).view(1, -1, 1, 1) + torch.tensor(mean).view(1, -1, 1, 1)
+    wanted = F.softmax(teacher((pixels - own) / wanted_std), -1)
+    taught = sum((wanted * (wanted.log() - F.log_softmax(logits[:, i], -1))).sum(1).mean() for i in range(S))
+    torch.testing.assert_close(task(x, y)["teacher"], taught.detach())

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         open_data=partial(open_data, config.data, config.model, config.finetune, config.run.seed),
         make_model=partial(open_model, config.finetune),
         prepare_model=partial(prepare_model, config.finetune, config.model),
-        make_task=partial(make_task, teacher=config.finetune.teacher),
+        make_task=partial(make_task, teacher=config.finetune.teacher, fed=config.model),
     )
     if results:
         # a model card from `results` belongs here, beside the weights

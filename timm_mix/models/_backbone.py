@@ -60,6 +60,11 @@ def build_backbone(name: str, **kwargs: Any) -> nn.Module:
     torch.Size([2, 5])
     """
     _known_cfg(name)
+    if "." in name:
+        raise ValueError(
+            f"a tag names weights, which the backbone {name!r} is built without; give it to timm.create_model with "
+            "pretrained=True, or drop it"
+        )
     if kwargs.get("checkpoint_path"):
         raise ValueError(
             f"checkpoint_path is of the whole model, not of its backbone; got {kwargs['checkpoint_path']!r}: give "

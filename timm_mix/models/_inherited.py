@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, Callable, Dict, Mapping, Optional
 
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, split_model_name_tag
+from torch import nn
 
 from timm_mix.models._pretrained import is_declared, register_tags
 
@@ -24,13 +25,19 @@ _DESCRIBED = (
 )
 
 
-def described(cfg: Mapping[str, Any]) -> Dict[str, Any]:
+def described(model: nn.Module) -> Dict[str, Any]:
     """Of a plain network's cfg what holds for its converted weights: data, classes, licence.
 
-    >>> described({"mean": (0.5, 0.5, 0.5), "hf_hub_id": "timm/resnet18.a1_in1k"})
-    {'mean': (0.5, 0.5, 0.5)}
+    >>> cfg = described(timm.create_model("test_resnet", num_classes=5))
+    >>> cfg["num_classes"], cfg["license"], "hf_hub_id" in cfg
+    (5, 'apache-2.0', False)
     """
-    return {key: cfg[key] for key in _DESCRIBED if cfg.get(key) is not None}
+    cfg: Any = model.pretrained_cfg
+    kept = {key: cfg[key] for key in _DESCRIBED if cfg.get(key) is not None}
+    if kept.get("num_classes") != model.num_classes:  # a new head: the names are those of the old one
+        kept = {key: value for key, value in kept.items() if not key.startswith("label_")}
+        kept["num_classes"] = model.num_classes
+    return kept
 
 
 def source_cfg(backbone: str) -> Optional[Dict[str, Any]]:

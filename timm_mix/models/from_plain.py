@@ -21,8 +21,10 @@ from timm_mix.models._pretrained import untrained_cfg
 
 __all__ = [
     "PlainStart",
+    "check_own",
     "draw_tags",
     "is_plain",
+    "load_started",
     "mixmo_state",
     "name_and_args",
     "plain_from_state",
@@ -52,7 +54,11 @@ class PlainStart(nn.Module):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As in torch; a state dict of the plain backbone is converted first."""
         if is_plain(state_dict, self):
-            state_dict = self.convert_plain(dict(state_dict))
+            try:
+                state_dict = self.convert_plain(dict(state_dict))
+            except ValueError:
+                if strict:  # else torch says which keys are missing and unexpected
+                    raise
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
@@ -67,11 +73,11 @@ def name_and_args(model: nn.Module) -> Tuple[str, Dict[str, Any]]:
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     name = cfg.get("architecture")
-    if not isinstance(name, str) or not timm.is_model(name) or not hasattr(model, "num_classes"):
+    made_with = getattr(model, "_model_args", None)  # timm.create_model notes it, an entrypoint alone does not
+    if not isinstance(name, str) or not timm.is_model(name) or not hasattr(model, "num_classes") or made_with is None:
         raise ValueError(f"from_plain needs a whole model of timm.create_model, got {type(model).__name__}")
     if hasattr(model, "num_members"):
         raise ValueError(f"from_plain needs a plain network, got {name}, which has members itself")
-    made_with = getattr(model, "_model_args", {})
     return name, {**{key: made_with[key] for key in _DROP if key in made_with}, **get_model_args(model)}
 
 
@@ -123,10 +129,25 @@ def mixmo_state(
                 copies += _zero_sum(copies, noise * copies[0].float().std(), generator)
             state |= {f"encoders.{i}.{kind}": copy for i, copy in enumerate(copies)}
         elif owner in heads:
-            state |= {f"heads.{i}.{kind}": value.flatten(1) if kind == "weight" else value for i in range(members)}
+            head = value.flatten(1) if kind == "weight" else value
+            state |= {f"heads.{i}.{kind}": head.clone() for i in range(members)}
         else:
-            state[f"core.{key}"] = value
+            state[f"core.{key}"] = value.clone()
     return state
+
+
+def load_started(model: nn.Module, state: State) -> None:
+    """Load what a plain network gave, in place.
+
+    Raises:
+        ValueError: the network was changed since it was created, so that its name builds another one.
+
+    >>> load_started(nn.Linear(3, 5), {"weight": torch.zeros(5, 3), "bias": torch.zeros(5)})
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the network is not the one that its name builds: {_first_fault(error)}") from error
 
 
 def draw_tags(
@@ -150,8 +171,35 @@ def is_plain(state: Mapping[str, Any], model: nn.Module) -> bool:
     >>> is_plain(timm.create_model("wrn16_2").state_dict(), model), is_plain(model.state_dict(), model)
     (True, False)
     """
-    ours = {"module", "_orig_mod"} | {name for name, _ in model.named_children()}  # the first two are torch's wrappers
-    return bool(state) and ours.isdisjoint(key.split(".")[0] for key in state)
+    if not isinstance(state, Mapping) or not state:
+        return False
+    if not all(isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()):
+        return False
+    ours = {"module", "_orig_mod"} | {key.split(".")[0] for key in model.state_dict()}  # the first two are torch's
+    return ours.isdisjoint(key.split(".")[0] for key in state)
+
+
+def check_own(state: State, model: nn.Module) -> None:
+    """Of weights of this very network everything but the heads must be there, and be numbers.
+
+    timm itself looks at no key any more where the number of classes differs.
+
+    Raises:
+        ValueError: a tensor is missing or holds values that are no numbers.
+
+    >>> model = timm.create_model("mixmo_wrn16_2_m2", num_classes=5)
+    >>> check_own(model.state_dict(), timm.create_model("mixmo_wrn16_2_m3", num_classes=7))
+    Traceback (most recent call last):
+        ...
+    ValueError: the weights for mixmo_wrn16_2_m3 lack encoders.2.weight; take a file of this very network
+    """
+    cfg: Any = model.pretrained_cfg
+    heads = tuple(f"{name}." for name in _names(cfg.get("classifier")))
+    lacking = [key for key in model.state_dict() if key not in state and not key.startswith(heads)]
+    if lacking:
+        name = cfg.get("architecture")
+        raise ValueError(f"the weights for {name} lack {lacking[0]}; take a file of this very network")
+    _check_finite(cfg.get("architecture"), state)
 
 
 def split_state(parts: Iterable[State]) -> State:
@@ -160,7 +208,7 @@ def split_state(parts: Iterable[State]) -> State:
     >>> sorted(split_state([{"fc.bias": torch.zeros(5)}, {"fc.bias": torch.ones(5)}]))
     ['subnets.0.fc.bias', 'subnets.1.fc.bias']
     """
-    return {f"subnets.{i}.{key}": value for i, part in enumerate(parts) for key, value in part.items()}
+    return {f"subnets.{i}.{key}": value.clone() for i, part in enumerate(parts) for key, value in part.items()}
 
 
 def plain_from_state(name: str, state: State, model: nn.Module, kwargs: Dict[str, Any]) -> nn.Module:
@@ -187,7 +235,9 @@ def plain_from_state(name: str, state: State, model: nn.Module, kwargs: Dict[str
     convs, heads = plain_layers(name)
     size = cfg.get("input_size", (3, 224, 224))
     channels = _size(state, convs, 1, size[0])
-    classes = _size(state, heads, 0, untrained_cfg(name).num_classes)
+    classes = _size(state, heads, 0, cfg.get("num_classes", 0))
+    if classes < 1:  # of a cfg without heads, or of timm's scripts, which say -1
+        classes = untrained_cfg(name).num_classes
     overlay: Dict[str, Any] = {
         "state_dict": dict(state),
         "input_size": (channels, *size[1:]),
@@ -206,6 +256,8 @@ def plain_from_state(name: str, state: State, model: nn.Module, kwargs: Dict[str
 
 def _zero_sum(like: torch.Tensor, deviation: torch.Tensor, generator: Optional[torch.Generator]) -> torch.Tensor:
     """[M, ...] noise that vanishes summed over M, drawn on the CPU."""
+    if like.is_meta:
+        return torch.zeros_like(like)
     members = like.shape[0]
     noise = torch.randn(like.shape, generator=generator, dtype=torch.float64)
     scale = math.sqrt(members / max(1, members - 1))  # makes up for the common part that goes

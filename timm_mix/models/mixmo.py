@@ -18,6 +18,7 @@ import timm
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._input import update_model_args
+from timm.utils import unwrap_model
 from torch import nn
 
 from timm_mix.functional.checks import check_count, check_not_negative
@@ -32,7 +33,16 @@ from timm_mix.models._backbone import (
 from timm_mix.models._entrypoints import register_table
 from timm_mix.models._inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 from timm_mix.models._members import check_ensemble, member_output, mix_members, prefix_matcher, select_member
-from timm_mix.models.from_plain import PlainStart, draw_tags, is_plain, mixmo_state, name_and_args, plain_from_state
+from timm_mix.models.from_plain import (
+    PlainStart,
+    check_own,
+    draw_tags,
+    is_plain,
+    load_started,
+    mixmo_state,
+    name_and_args,
+    plain_from_state,
+)
 
 __all__ = ["MixMo"]
 
@@ -250,8 +260,11 @@ class MixMo(PlainStart):
     def convert_plain(self, state: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
         """The plain backbone's weights as those of a MixMo that equals it; the tags stay."""
         plain = plain_from_state(self.backbone, state, self, self.backbone_kwargs)
-        tags = {} if self.tags is None else {"tags": self.tags.detach()}
-        return {**mixmo_state(plain, self.num_members), **tags}
+        converted = mixmo_state(plain, self.num_members)
+        if self.tags is not None:  # as large beside the new filters as they are beside the old ones
+            old, new = (w.flatten(1).norm(dim=1) for w in (self.encoders[0].weight, converted["encoders.0.weight"]))
+            converted["tags"] = self.tags.detach() * (new.to(old) / old).detach()
+        return converted
 
     @classmethod
     def from_plain(
@@ -280,8 +293,9 @@ class MixMo(PlainStart):
         >>> torch.allclose(model(x), plain(x), atol=1e-5), torch.allclose(model.fold()(x), plain(x), atol=1e-5)
         (True, True)
         """
+        model = unwrap_model(model)
         name, kwargs = name_and_args(model)
-        cfg = {**_cfg(name, members), **described(model.pretrained_cfg), "architecture": "mixmo"}
+        cfg = {**_cfg(name, members), **described(model), "architecture": "mixmo"}
         mixmo = timm.create_model(
             "mixmo", backbone=name, members=members, ensemble=ensemble, tags=tags, pretrained_cfg=cfg, **kwargs
         )
@@ -290,7 +304,7 @@ class MixMo(PlainStart):
         state = mixmo_state(model, members, noise=noise, generator=generator)
         if tags:
             state["tags"] = draw_tags(state["encoders.0.weight"], members, tags, generator)
-        mixmo.to(device=weight.device, dtype=weight.dtype).load_state_dict(state)
+        load_started(mixmo.to(device=weight.device, dtype=weight.dtype), state)
         return mixmo.train(model.training)
 
 
@@ -301,6 +315,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: MixMo) -> D
     """
     if is_plain(state_dict, model):
         return model.convert_plain(state_dict)
+    check_own(state_dict, model)
     own = model.core.state_dict()
     core = {key[len("core.") :]: value for key, value in state_dict.items() if key.startswith("core.")}
     same_shapes = all(own[key].shape == value.shape for key, value in core.items() if key in own)

@@ -23,6 +23,7 @@ from timm.models import (
     resolve_pretrained_cfg,
 )
 from timm.models._input import update_model_args
+from timm.utils import unwrap_model
 from torch import nn
 
 from timm_mix.functional.checks import check_choice, check_count
@@ -41,11 +42,20 @@ from timm_mix.models.divide import divide as divided_kwargs
 from timm_mix.models.divide.cifar import ARCHS as CIFAR_ARCHS
 from timm_mix.models.divide.imagenet import NAMES as IMAGENET_ARCHS
 from timm_mix.models.divide.selection import SELECTIONS, select_part
-from timm_mix.models.from_plain import PlainStart, is_plain, name_and_args, plain_from_state, plain_layers, split_state
+from timm_mix.models.from_plain import (
+    PlainStart,
+    check_own,
+    is_plain,
+    load_started,
+    name_and_args,
+    plain_from_state,
+    plain_layers,
+    split_state,
+)
 from timm_mix.models.parts.concurrent import concurrent_parts
 from timm_mix.models.parts.one_part import build_parts
 
-__all__ = ["SplitNet"]
+__all__ = ["SplitNet", "check_undivided"]
 
 _logger = logging.getLogger(__name__)
 
@@ -246,6 +256,7 @@ class SplitNet(PlainStart):
         """The plain backbone's weights as those that the parts start from; a log line says so of selected ones."""
         kwargs = self.backbone_kwargs
         if self.divided:  # what the division sets is of the parts
+            check_undivided(self.backbone, self.num_members, kwargs)
             kwargs = {k: v for k, v in kwargs.items() if k not in divided_kwargs(self.backbone, self.num_members)}
             _logger.warning(
                 "%d parts start from selected channels of %s, with new heads: train them before use",
@@ -284,19 +295,26 @@ class SplitNet(PlainStart):
         [(32, 16, 3, 3), (16, 16, 3, 3), (16, 16, 3, 3)]
         """
         check_choice("selection", selection, SELECTIONS)
+        model = unwrap_model(model)
         name, kwargs = name_and_args(model)
-        cfg = {**_cfg(name, split), **described(model.pretrained_cfg), "architecture": "splitnet"}
+        if divide:
+            check_undivided(name, split, kwargs)
+        cfg = {**_cfg(name, split), **described(model), "architecture": "splitnet"}
         splitnet = timm.create_model(
             "splitnet", backbone=name, split=split, divide=divide, ensemble=ensemble, pretrained_cfg=cfg, **kwargs
         )
         weight = next(model.parameters())
-        splitnet.to(device=weight.device, dtype=weight.dtype).load_state_dict(_started(model, splitnet))
+        splitnet.to(device=weight.device, dtype=weight.dtype)
+        load_started(splitnet, _started(model, splitnet))
         return splitnet.train(model.training)
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: SplitNet) -> Dict[str, torch.Tensor]:
     """Weights of the plain backbone become those of its parts; our own pass as they are."""
-    return model.convert_plain(state_dict) if is_plain(state_dict, model) else state_dict
+    if is_plain(state_dict, model):
+        return model.convert_plain(state_dict)
+    check_own(state_dict, model)
+    return state_dict
 
 
 def _started(whole: nn.Module, model: SplitNet) -> Dict[str, torch.Tensor]:
@@ -307,6 +325,25 @@ def _started(whole: nn.Module, model: SplitNet) -> Dict[str, torch.Tensor]:
     return split_state(
         select_part(whole, part, i, model.num_members, skip=heads or ()) for i, part in enumerate(model.subnets)
     )
+
+
+def check_undivided(backbone: str, split: int, kwargs: Dict[str, Any]) -> None:
+    """A whole network of other widths than its name has is none that the rule for the name divides.
+
+    Raises:
+        ValueError: a keyword that the division sets itself; drop rates are the user's.
+
+    >>> check_undivided("resnet18", 2, {"channels": (32, 64, 128, 256)})
+    Traceback (most recent call last):
+        ...
+    ValueError: resnet18 is divided by its channels, from a plain network without channels of its own; ...
+    """
+    own = sorted(key for key in divided_kwargs(backbone, split) if key in kwargs and not key.endswith("_rate"))
+    if own:
+        raise ValueError(
+            f"{backbone} is divided by its {own[0]}, from a plain network without {own[0]} of its own; take "
+            "divide=False, or a network of the widths that its name has"
+        )
 
 
 def _part_kwargs(backbone: str, split: int, divide: bool) -> Dict[str, Any]:

@@ -1,6 +1,7 @@
 """Co-training of the parts of a SplitNet (Zhao et al., arXiv:2011.14660), as a timm training task."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ class CoTrainingTask(MemberTask):
             each part mixes its own views.
         teacher: a network that predicts the classes already, such as the undivided one; every part learns its
             probabilities for the part's own view as well (timm's LogitDistillationTask, its loss and its handling of
-            another normalisation). It stays as it is and out of every state.
+            another normalisation). A copy of it is taken, which is in no state.
+        mean, std: the normalisation of the images that the task gets, per channel; None: as the model's cfg says. Only
+            the teacher needs to know.
         teacher_weight: of that loss, summed over the parts as the cross-entropy is.
         temperature: of both softmaxes in it.
         member_group: the processes that hold one part each (see tasks/member_parallel.py); None: all parts are here.
@@ -89,6 +92,8 @@ class CoTrainingTask(MemberTask):
         teacher: nn.Module | None = None,
         teacher_weight: float = 1.0,
         temperature: float = 1.0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         member_group: Any = None,
         **kwargs: Any,
     ):
@@ -110,6 +115,7 @@ class CoTrainingTask(MemberTask):
         self.mixup = mixup
         self.teacher_weight = teacher_weight
         self.temperature = temperature
+        self.normalisation = {"mean": mean, "std": std}
         # in a tuple, so that it is no part of this module: not in its state, not trained, not wrapped
         self._teacher = () if teacher is None else (self._checked_teacher(teacher),)
 
@@ -122,7 +128,8 @@ class CoTrainingTask(MemberTask):
                 f"the teacher must predict the {self.num_classes} classes that the parts learn, it predicts {classes}: "
                 "fine-tune it first"
             )
-        return DistillationTeacher(teacher.to(self.device), device=self.device).requires_grad_(False)
+        own = copy.deepcopy(unwrap_model(teacher)).to(self.device)
+        return DistillationTeacher(own, device=self.device).requires_grad_(False)
 
     def draw(self, input: Tensor) -> MixPlan | None:
         """All chance of one step, for a batch like `input`; None without mixup."""
@@ -147,8 +154,7 @@ class CoTrainingTask(MemberTask):
 
     def _taught(self, teacher: DistillationTeacher, input: Tensor, logits: Tensor) -> Tensor:
         """The parts' divergence from the teacher on their own views: sum_i T^2 KL(teacher | part i), batch mean."""
-        cfg = unwrap_model(self.trainable_module).pretrained_cfg
-        mean, std = (torch.tensor(cfg[key], device=input.device).view(1, -1, 1, 1) for key in ("mean", "std"))
+        mean, std = (self._normalisation(key, input) for key in ("mean", "std"))
         views = input if input.ndim == 5 else input[:, None]
         with torch.no_grad():
             wanted = teacher(teacher.normalize_input(views.flatten(0, 1), mean, std)).float()
@@ -156,6 +162,14 @@ class CoTrainingTask(MemberTask):
         given = (logits.float() / self.temperature).log_softmax(-1)
         divergence = nn.functional.kl_div(given, wanted, reduction="none", log_target=True).sum((1, 2)).mean()
         return divergence * self.temperature**2
+
+    def _normalisation(self, key: str, input: Tensor) -> Tensor:
+        """[1, C, 1, 1]; of colours, where the images are grey, their mean."""
+        given = self.normalisation[key] or unwrap_model(self.trainable_module).pretrained_cfg[key]
+        values = torch.tensor(given, device=input.device, dtype=torch.float32)
+        if len(values) not in (1, input.shape[-3]):
+            values = values.mean(0, keepdim=True)
+        return values.view(1, -1, 1, 1)
 
     def losses(self, logits: Tensor, target: Tensor, epoch: int) -> dict[str, Tensor]:
         """The loss of members' logits, and its terms for logging.

@@ -55,8 +55,8 @@ class MixMoTask(MemberTask):
         alpha: ratios ~ Dirichlet(alpha, ..., alpha).
         r: weight exponent; 1 weights by the ratio, math.inf weights alike; the paper's plateau is 3 to 6.
         repetition: rho, the share of the batch in which all members see the same image.
-        repetition_end: where rho goes in a straight line over the first repetition_until of training (needs
-            total_steps); None keeps it. Members that start from one pretrained core need a high rho.
+        repetition_end: where rho goes in a straight line over the first repetition_until of training; None,
+            or no total_steps, keeps it. Members that start from one pretrained core need a high rho.
         repetition_until: share of training, in (0, 1].
         mimo: MIMO (Havasi et al., ICLR 2021): linear block, equal ratios, equal weights.
         partition: with more than two members, every place belongs to exactly one of them.

@@ -7,7 +7,11 @@ from finetune_runs import NAMES, loaded, run_finetune
 from safetensors.torch import save_file
 
 from timm_mix.models.splitnet import SplitNet
+from timm_mix.train.data.digits import Digits
 from timm_mix.train.errors import UsageError
+from timm_mix.train.finetune import plan
+from timm_mix.train.finetune.settings import FinetuneConfig
+from timm_mix.train.settings.model import ModelSettings
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +94,44 @@ def test_statistics_are_measured_on_the_new_images_before_training(start, plain,
     statistics = {"running_mean", "running_var", "num_batches_tracked"}
     assert {key.rpartition(".")[2] for key in changed if ".fc." not in key} == statistics
     assert model.subnets[0].bn1.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("count", [25, 1000])
+def test_any_number_of_images_measures_statistics(count, start):
+    start("splitnet", *NO_STEP, "--recalibrate", str(count))  # 36 images are there
+
+
+def test_no_batch_of_one_image_is_measured(digits, monkeypatch):
+    monkeypatch.setattr(plan, "_BATCH", 8)
+    model = timm.create_model("resnet18", num_classes=3)  # whose last maps are 1x1
+    source, data = ModelSettings("resnet18", img_size=32), Digits("train")
+    plan.recalibrate(model, source, data, count=17)
+    assert model.bn1.num_batches_tracked == 3
+    with pytest.raises(UsageError, match=r"cannot measure batch norms on 1 images .*--recalibrate.*more than 1"):
+        plan.recalibrate(model, source, data, count=1)
+    assert data.transform is None
+
+
+def test_the_generic_names_start_from_the_weights_of_their_own_backbone():
+    for name in ("mixmo", "splitnet"):
+        assert plan.settle(FinetuneConfig.of(model=name, data_dir="pets")).model.pretrained
+
+
+def test_a_file_of_the_same_classes_and_another_width_is_not_a_matter_of_heads(start, tmp_path):
+    other = timm.create_model("wrn16_4", depth=10, num_classes=3)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match=r"cannot load .* into wrn16_2: .*size mismatch"):
+        start("plain", "--keep-head", "--initial-checkpoint", str(tmp_path / "other.safetensors"))
+
+
+def test_a_grey_teacher_teaches_with_grey_images(finetune, sources, digits, tmp_path):
+    finetune("plain", "--in-chans", "1", name="grey")
+    teacher = f"local-dir:{tmp_path / 'grey' / 'model'}"
+    flags = [*NETS["splitnet"], "--no-pretrained", *SIZE, "--task", "cotraining", "--teacher", teacher]
+    results = run_finetune("unused", digits, tmp_path, *flags, "--experiment", "run", "--in-chans", "1")
+    assert results["epochs"][0]["train"]["teacher"] > 0
+    with pytest.raises(UsageError, match=rf"cannot show the teacher '{teacher}' images of 3 x 24 x 24"):
+        run_finetune("unused", digits, tmp_path, *flags, "--experiment", "colour")
 
 
 def test_a_fine_tuned_network_teaches_the_parts(start, sources):

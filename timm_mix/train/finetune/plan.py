@@ -1,5 +1,6 @@
 """What fine-tuning adds to training: where the model comes from, its new heads, frozen layers, the members' loss."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from timm_mix.hub import local_name
 from timm_mix.models import reduce_members
@@ -63,7 +64,10 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
 
 def _weights_of(model: ModelSettings, name: str) -> str:
     """The name whose weights the model starts from: of the generic models with members it is the backbone's."""
-    return model.model_kwargs.get("backbone", name) if name in ("mixmo", "splitnet") else name
+    if name not in ("mixmo", "splitnet"):
+        return name
+    default = inspect.signature(timm.models.model_entrypoint(name)).parameters["backbone"].default
+    return model.model_kwargs.get("backbone", default)
 
 
 def _built_with(model: ModelSettings, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +208,9 @@ def _check_kept_head(source: ModelSettings, model: Any, data: Data) -> None:
         raise UsageError(f"keep_head needs the classes of {source.name}, got {other[0]!r} for {other[1]!r}: drop it")
 
 
+_BATCH = 64  # of the images that batch norms are measured on
+
+
 def recalibrate(model: nn.Module, source: ModelSettings, images: Any, count: int) -> None:
     """Measure the statistics of all batch norms anew, on `count` of the images as evaluation shows them; in place.
 
@@ -215,11 +222,14 @@ def recalibrate(model: nn.Module, source: ModelSettings, images: Any, count: int
     >>> bool((model.bn1.running_mean != 0).all())
     True
     """
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
     before = images.transform
     images.transform = timm.data.create_transform(**data_config_of(source, model), is_training=False)
+    # as equal as can be: a last batch of one image would have no deviation
+    batches = [part.tolist() for part in chosen.tensor_split(-(-len(chosen) // _BATCH))]
     try:
-        update_bn(DataLoader(Subset(images, chosen), batch_size=64), model)
+        with user_errors(f"measure batch norms on {len(chosen)} images (see --recalibrate)"):
+            update_bn(DataLoader(images, batch_sampler=batches), model)
     finally:
         images.transform = before
 
@@ -261,12 +271,14 @@ def make_task(
     *,
     seed: int,
     teacher: str | None = None,
+    fed: ModelSettings | None = None,
     **more: Any,
 ) -> TrainingTask:
     """The recipe's task; plain training of a model with members is the MembersTask.
 
     Args:
         teacher: name of a fine-tuned model, for a task that takes one.
+        fed: how the images are fed to the model, which the teacher must know.
     Raises:
         UsageError: a teacher for another task, of other classes, or that cannot be created.
 
@@ -278,13 +290,23 @@ def make_task(
     if teacher is not None:
         if wanted.name == PLAIN or "teacher" not in task_settings(wanted.name):
             raise UsageError(f"teacher is for task cotraining, got task {wanted.name}: drop it, or change --task")
-        with user_errors(f"create the teacher {teacher!r}"):
-            more["teacher"] = timm.create_model(local_name(teacher), pretrained=True)
+        more |= _taught_by(teacher, fed or ModelSettings(), model)
     if wanted.name != PLAIN or wanted.mix or not hasattr(model, "num_members"):
         return build_task(wanted, model, num_classes, seed=seed, **more)
     with user_errors("create the loss"):
         criterion = create_classification_loss(smoothing=wanted.smoothing, soft_targets=wanted.mixes_samples)
     return MembersTask(model, criterion, num_classes=num_classes, seed=seed, verbose=False)
+
+
+def _taught_by(teacher: str, fed: ModelSettings, model: nn.Module) -> dict[str, Any]:
+    """The task's settings of a teacher that takes the images as the model gets them."""
+    with user_errors(f"create the teacher {teacher!r}"):
+        network = timm.create_model(local_name(teacher), pretrained=True).eval()
+    data = data_config_of(fed, model)
+    size = tuple(data["input_size"])
+    with user_errors(f"show the teacher {teacher!r} images of {' x '.join(map(str, size))}"), torch.no_grad():
+        network(torch.zeros(1, *size))
+    return {"teacher": network, "mean": data["mean"], "std": data["std"]}
 
 
 def _say(line: str) -> None:

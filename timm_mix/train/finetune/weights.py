@@ -45,7 +45,7 @@ def open_model(wanted: FinetuneSettings, source: ModelSettings, num_classes: int
             state = model.convert_plain(state)
         heads = tuple(f"{name}." for name in _names(model.pretrained_cfg.get("classifier")))
         own = model.state_dict()
-        others = {key for key in own if key.startswith(heads) and key in state and state[key].shape != own[key].shape}
+        others = {key for key in own if key.startswith(heads) and key in state and len(state[key]) != len(own[key])}
         if others and wanted.keep_head:
             known = len(state[min(others)])
             raise UsageError(f"keep_head needs the {known} classes of {file}, got {num_classes}: drop it")
