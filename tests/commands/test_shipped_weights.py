@@ -7,7 +7,7 @@ from support.weight_folders import assert_complete, quoted_flags, results_of
 
 from timm_mix.commands import validate
 from timm_mix.lab.release.weights_table import weights_table
-from timm_mix.models._pretrained import TAGS, shipped_folder
+from timm_mix.models.weights.shipped import TAGS, shipped_folder
 from timm_mix.train.evaluate import run as evaluation
 
 pytestmark = [

@@ -20,7 +20,7 @@ from timm_mix.hub import errors as _hub_errors
 from timm_mix.hub import push_to_hub, save_pretrained
 from timm_mix.hub.errors import HubError, hub_errors, with_retries
 from timm_mix.hub.release import read_release
-from timm_mix.models._pretrained import shipped_folder
+from timm_mix.models.weights.shipped import shipped_folder
 
 pytestmark = NEEDS_PUSH
 

@@ -21,7 +21,7 @@ from timm_mix.models import (
     splitnet,
     wide_resnet_cifar,
 )
-from timm_mix.models._pretrained import untrained_cfg
+from timm_mix.models.weights.shipped import untrained_cfg
 
 MODULES = [mixmo, splitnet, wide_resnet_cifar, preact_resnet_cifar]
 MODULES += [densenet_cifar, pyramidnet_cifar, resnet_cifar, shake_shake_cifar]

@@ -12,7 +12,8 @@ import torch
 from support.registry import DIGITS, registered, save_weights
 
 from timm_mix import places
-from timm_mix.models import _pretrained, wide_resnet_cifar
+from timm_mix.models import wide_resnet_cifar
+from timm_mix.models.weights import shipped
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +139,7 @@ def test_an_entrypoint_with_weights_looks_as_it_did(tmp_path):
         assert (create.__name__, create.__module__) == ("wrn16_2", wide_resnet_cifar.__name__)
         assert pickle.loads(pickle.dumps(create)) is create
         assert create.__wrapped__.__doc__ == create.__doc__
-        _pretrained.register_weights(tmp_path)
+        shipped.register_weights(tmp_path)
         assert not hasattr(timm.models.model_entrypoint("wrn16_2").__wrapped__, "__wrapped__")  # not twice
 
 
@@ -162,7 +163,7 @@ def test_a_folder_that_is_not_whole_is_not_registered(folder, tmp_path, missing)
 
 
 def test_once_published_a_tag_needs_its_config_only(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(_pretrained, "PUBLISHED", True)
+    monkeypatch.setattr(shipped, "PUBLISHED", True)
     shutil.copytree(folder / NAMES[0], tmp_path / NAMES[0])
     (tmp_path / NAMES[0] / "model.safetensors").unlink()
     with registered(tmp_path):
@@ -183,19 +184,19 @@ def test_a_damaged_config_is_named_and_left_out(folder, tmp_path, caplog, text):
 
 
 def test_the_organisation_is_the_environments(monkeypatch):
-    assert _pretrained.ORGANISATION == "timm-mix"
+    assert shipped.ORGANISATION == "timm-mix"
     monkeypatch.setenv("TIMM_MIX_HUB_ORG", "somebody")
-    assert runpy.run_path(_pretrained.__file__)["hub_id"]("wrn16_2.x") == "somebody/wrn16_2.x"
+    assert runpy.run_path(shipped.__file__)["hub_id"]("wrn16_2.x") == "somebody/wrn16_2.x"
     monkeypatch.setenv("TIMM_MIX_HUB_ORG", "")
-    assert runpy.run_path(_pretrained.__file__)["ORGANISATION"] == "timm-mix"
+    assert runpy.run_path(shipped.__file__)["ORGANISATION"] == "timm-mix"
 
 
 def test_an_installed_package_has_its_weights_inside(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "PACKAGE", tmp_path / "timm_mix")
     (tmp_path / "model_cards").mkdir()  # of somebody else's project
-    assert _pretrained.shipped_folder() == tmp_path / "timm_mix" / "_weights"
+    assert shipped.shipped_folder() == tmp_path / "timm_mix" / "_weights"
     (tmp_path / "train_scripts").mkdir()
-    assert _pretrained.shipped_folder() == tmp_path / "model_cards" / "weights"
+    assert shipped.shipped_folder() == tmp_path / "model_cards" / "weights"
 
 
 def test_a_folded_network_has_the_ensembles_classes_and_no_weights_of_the_backbone(tmp_path):
@@ -211,9 +212,9 @@ def test_a_folded_network_has_the_ensembles_classes_and_no_weights_of_the_backbo
 
 
 def test_every_declared_name_is_an_architecture_with_a_tag_of_its_own():
-    for arch, tags in _pretrained.TAGS.items():
+    for arch, tags in shipped.TAGS.items():
         assert timm.is_model(arch)
         assert len(set(tags)) == len(tags)
-        assert all(_pretrained.is_declared(f"{arch}.{tag}") for tag in tags)
-    assert not _pretrained.is_declared("wrn16_2")
-    assert not _pretrained.is_declared("resnet18.a1_in1k")
+        assert all(shipped.is_declared(f"{arch}.{tag}") for tag in tags)
+    assert not shipped.is_declared("wrn16_2")
+    assert not shipped.is_declared("resnet18.a1_in1k")

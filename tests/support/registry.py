@@ -10,7 +10,7 @@ import torch
 from timm.models import model_entrypoint, register_model
 
 from timm_mix.hub import save_pretrained
-from timm_mix.models import _pretrained
+from timm_mix.models.weights import shipped
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -18,12 +18,12 @@ DIGITS = [str(digit) for digit in range(10)]
 @contextmanager
 def registered(folder):
     """Only the weights in `folder`; those that ship are back afterwards."""
-    before = {arch: (model_entrypoint(arch), _module(arch).default_cfgs[arch]) for arch in _pretrained.TAGS}
+    before = {arch: (model_entrypoint(arch), _module(arch).default_cfgs[arch]) for arch in shipped.TAGS}
     try:
         for arch, (create, cfg) in before.items():
             plain = timm.models.DefaultCfg(tags=deque([""]), cfgs={"": cfg.cfgs[""]})
             _register(arch, getattr(create, "__wrapped__", create), plain)
-        _pretrained.register_weights(folder)
+        shipped.register_weights(folder)
         yield
     finally:
         for arch, (create, cfg) in before.items():

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"{target}: {size:,} bytes, top-1 {results['reproduce']['top1']:.2f} % ({results['prediction']})")
     print(results["reproduce"]["command"])
     if not is_declared(release.name):
-        print(f"to create it by its name, add it to TAGS in timm_mix/models/_pretrained.py: {release.name}")
+        print(f"to create it by its name, add it to TAGS in timm_mix/models/weights/shipped.py: {release.name}")
     return results
 
 

@@ -22,7 +22,7 @@ from timm_mix.models import (  # isort: skip
 )
 from timm_mix.models import mixmo, splitnet
 from timm_mix.models._members import prefix_matcher, reduce_members
-from timm_mix.models._pretrained import hub_id, is_declared, register_weights, shipped_folder
+from timm_mix.models.weights.shipped import hub_id, is_declared, register_weights, shipped_folder
 
 __all__ = [
     "densenet_cifar",

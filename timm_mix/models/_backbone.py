@@ -9,7 +9,7 @@ from timm.layers import Conv2dSame, PatchEmbed
 from torch import nn
 
 from timm_mix.functional.checks import check_count
-from timm_mix.models._pretrained import untrained_cfg
+from timm_mix.models.weights.shipped import untrained_cfg
 
 __all__ = [
     "Parts",

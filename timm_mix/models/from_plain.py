@@ -17,7 +17,7 @@ from torch import nn
 
 from timm_mix.functional.checks import check_not_negative
 from timm_mix.models._backbone import first_conv_name, is_linear_conv
-from timm_mix.models._pretrained import untrained_cfg
+from timm_mix.models.weights.shipped import untrained_cfg
 
 __all__ = [
     "PlainStart",

@@ -31,7 +31,6 @@ from timm_mix.models._backbone import (
     take_apart,
 )
 from timm_mix.models._entrypoints import register_table
-from timm_mix.models._inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 from timm_mix.models._members import check_ensemble, member_output, mix_members, prefix_matcher, select_member
 from timm_mix.models.from_plain import (
     PlainStart,
@@ -43,6 +42,7 @@ from timm_mix.models.from_plain import (
     name_and_args,
     plain_from_state,
 )
+from timm_mix.models.weights.inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 
 __all__ = ["MixMo"]
 

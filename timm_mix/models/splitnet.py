@@ -29,7 +29,6 @@ from torch import nn
 from timm_mix.functional.checks import check_choice, check_count
 from timm_mix.models._backbone import backbone_cfg, build_backbone, features_cfg
 from timm_mix.models._entrypoints import register_table
-from timm_mix.models._inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 from timm_mix.models._members import (
     check_ensemble,
     concat_channels,
@@ -54,6 +53,7 @@ from timm_mix.models.from_plain import (
 )
 from timm_mix.models.parts.concurrent import concurrent_parts
 from timm_mix.models.parts.one_part import build_parts
+from timm_mix.models.weights.inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 
 __all__ = ["SplitNet", "check_undivided"]
 

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Mapping, Optional
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, split_model_name_tag
 from torch import nn
 
-from timm_mix.models._pretrained import is_declared, register_tags
+from timm_mix.models.weights.shipped import is_declared, register_tags
 
 __all__ = ["check_tag_is_used", "described", "inherit_weights", "source_cfg", "without_tag"]
 

@@ -1,0 +1,1 @@
+"""Where pretrained weights lie and what they know: those that ship with the package, and those of the backbones."""
