@@ -154,7 +154,8 @@ MISTAKES = {
         "same classes, local-dir:.*four has 4, the data have 3",
     ),
     "another order of classes": (["--model", "{root}/order"], "class 0 is 'cat' and 'ant'; give a --class-map"),
-    "logits that are not finite": (["--model", "{root}/nan"], "the model's output for image number 0 is not finite"),
+    "logits that are not finite": (["--model", "{root}/huge"], "the model's output for image number 0 is not finite"),
+    "weights that are not finite": (["--model", "{root}/nan"], "hold values that are no numbers .heads.0.bias."),
     "empty folder": (["--data-dir", "{root}/empty"], "cannot be opened: Found 0 images"),
     "no data folder": (["--data-dir", "{root}/nowhere"], "nowhere does not exist: correct the path"),
     "no such split": (["--split", "tset"], "must hold the split 'tset', it holds train, val"),
@@ -211,6 +212,7 @@ def material(tmp_path_factory, broken_images):
     save_model(root / "four", classes=[*NAMES, "dog"])
     save_model(root / "order", classes=NAMES[::-1])
     save_model(root / "nan", weights=math.nan)
+    save_model(root / "huge", weights=3e38)
     save_model(root / "plain", "wrn16_2")
     save_model(root / "of a run" / "model")
     config = json.loads((save_model(root / "softmax") / "config.json").read_text())
