@@ -67,7 +67,7 @@ class Forked:
             os.dup2(stdout.fileno(), 2)
             status = 1
             try:
-                run_script(lambda: train(command[len(child_runs.TRAIN) :]))
+                run_script(lambda: train(command[len(child_runs.TIMM_MIX) + 1 :]))
                 status = 0
             except SystemExit as end:
                 status = end.code

@@ -17,18 +17,18 @@ from timm_mix.lab.suites.plan import Run
 from timm_mix.train.errors import Stopped, UsageError
 from timm_mix.train.settings.config import Config, load_recipe
 
-# argv: this code, --config, recipe, --resume, auto; `answer.json` beside the recipe becomes the results
+# argv: this code, train, --config, recipe, --resume, auto; `answer.json` beside the recipe becomes the results
 WELL = """
 import os, pathlib, sys
-folder = pathlib.Path(sys.argv[2]).parent
-assert sys.argv[1::2] == ["--config", "--resume"] and sys.argv[4] == "auto"
+folder = pathlib.Path(sys.argv[3]).parent
+assert sys.argv[1:3] + sys.argv[4:] == ["train", "--config", "--resume", "auto"]
 print("threads", os.environ["OMP_NUM_THREADS"], flush=True)
 os.replace(folder / "answer.json", folder / "results.json")
 """
 BADLY = "import sys; print('first'); print('error: no such thing', file=sys.stderr); sys.exit(3)"
 SLOWLY = """
 import pathlib, signal, sys, time
-folder = pathlib.Path(sys.argv[2]).parent
+folder = pathlib.Path(sys.argv[3]).parent
 def stop(number, frame):
     with open(folder / "stopped", "a") as stream:
         stream.write(f"{number} ")
@@ -108,7 +108,7 @@ def test_the_number_of_workers_is_free_but_for_a_stream(runs):
 
 
 def test_a_checkpoint_without_results_has_the_settings_of_its_recipe(runs):
-    run_all(runs[:1], train=fake(BADLY))
+    run_all(runs[:1], command=fake(BADLY))
     assert progress_of(changed(runs[0], epochs=3)) == Progress(0, None)  # nothing there yet that could differ
     (runs[0].folder / "checkpoints").mkdir()
     assert progress_of(runs[0]) == Progress(0, None)
@@ -126,7 +126,7 @@ def test_a_foreign_results_file_is_refused(text, runs):
 
 def test_the_recipe_of_a_run_holds_its_settings(runs):
     run = changed(runs[0], mean=(0.5, 0.25, 0.1), lr=1e-5, aa=None, no_decay=("bias",), mix={"alpha": 2.0})
-    run_all([run], train=fake(BADLY))
+    run_all([run], command=fake(BADLY))
     assert Config.of(**load_recipe(run.folder / "recipe.yaml")) == run.config
 
 
@@ -134,7 +134,7 @@ def test_every_run_is_run_with_its_threads(runs):
     for run in runs:
         answer(run)
     ended = []
-    assert run_all(runs, threads=3, finished=lambda run, outcome: ended.append(outcome.done), train=fake(WELL)) == []
+    assert run_all(runs, threads=3, finished=lambda run, outcome: ended.append(outcome.done), command=fake(WELL)) == []
     assert ended == [True] * 4
     assert {(run.folder / "train.log").read_text() for run in runs} == {"threads 3\n"}
 
@@ -151,48 +151,48 @@ def test_as_many_run_at_a_time_as_wanted(jobs, runs):
         most = max(most, len(at_work))
 
     slow = fake("import time; time.sleep(0.3)\n" + WELL)
-    run_all(runs, jobs=jobs, started=started, finished=lambda run, _: at_work.remove(str(run)), train=slow)
+    run_all(runs, jobs=jobs, started=started, finished=lambda run, _: at_work.remove(str(run)), command=slow)
     assert (most, at_work) == (jobs, set())
 
 
 def test_a_failed_run_keeps_no_other_from_running(runs):
     answer(runs[1])
-    code = f"import sys\nif 'plain' in sys.argv[2]:\n    {BADLY}\n{WELL}"
-    (failure,) = run_all(runs[:2], train=fake(code))
+    code = f"import sys\nif 'plain' in sys.argv[3]:\n    {BADLY}\n{WELL}"
+    (failure,) = run_all(runs[:2], command=fake(code))
     assert failure.run == runs[0]
     assert failure.reason == f"exit status 3: error: no such thing; see {runs[0].folder / 'train.log'}"
     assert progress_of(runs[1]).done
 
 
 def test_a_folder_that_is_removed_under_a_run_is_no_more_than_its_failure(runs):
-    code = "import pathlib, shutil, sys; shutil.rmtree(pathlib.Path(sys.argv[2]).parent); sys.exit(3)"
-    (failure,) = run_all(runs[:1], train=fake(code))
+    code = "import pathlib, shutil, sys; shutil.rmtree(pathlib.Path(sys.argv[3]).parent); sys.exit(3)"
+    (failure,) = run_all(runs[:1], command=fake(code))
     assert failure.reason == f"exit status 3; see {runs[0].folder / 'train.log'}"
 
 
 def test_a_folder_that_cannot_be_written_ends_the_suite_with_one_line(runs, tmp_path):
     (tmp_path / "plain").write_text("a file in the place of the method's folder")
     with pytest.raises(UsageError, match=r"cannot write to .*plain/seed3: "):
-        run_all(runs[:1], train=fake(WELL))
+        run_all(runs[:1], command=fake(WELL))
 
 
 def test_a_failure_says_what_ended_the_run(runs):
-    (killed,) = run_all(runs[:1], train=fake("import os; os.kill(os.getpid(), 9)"))
+    (killed,) = run_all(runs[:1], command=fake("import os; os.kill(os.getpid(), 9)"))
     assert killed.reason == f"signal 9; see {runs[0].folder / 'train.log'}"
     answer(runs[1], seconds=(1.0,), total=2)
-    (short,) = run_all(runs[1:2], train=fake(WELL))
+    (short,) = run_all(runs[1:2], command=fake(WELL))
     assert short.reason.startswith("ended after 1 epochs")
     answer(runs[2])
     other = json.loads((runs[2].folder / "answer.json").read_text())
     other["config"]["lr"] = 0.7
     (runs[2].folder / "answer.json").write_text(json.dumps(other))
-    (strange,) = run_all(runs[2:3], train=fake(WELL))
+    (strange,) = run_all(runs[2:3], command=fake(WELL))
     assert "was made with lr=0.7" in strange.reason
 
 
 def test_the_log_keeps_earlier_attempts(runs):
-    run_all(runs[:1], train=fake(BADLY))
-    run_all(runs[:1], train=fake(BADLY))
+    run_all(runs[:1], command=fake(BADLY))
+    run_all(runs[:1], command=fake(BADLY))
     assert (runs[0].folder / "train.log").read_text().count("no such thing") == 2
 
 
@@ -207,7 +207,7 @@ def test_a_signal_is_passed_on_once_and_nothing_more_is_started(number, runs):
     sender = threading.Thread(target=send)
     sender.start()
     with pytest.raises(Stopped, match=f"^stopped by {number.name}; the same command goes on") as caught:
-        run_all(runs, jobs=2, finished=lambda *outcome: outcomes.append(outcome), train=fake(SLOWLY))
+        run_all(runs, jobs=2, finished=lambda *outcome: outcomes.append(outcome), command=fake(SLOWLY))
     sender.join()
     assert caught.value.status == 128 + number
     assert [(run.folder / "stopped").read_text() for run in runs[:2]] == [f"{number:d} "] * 2
@@ -241,7 +241,7 @@ def test_an_error_here_leaves_no_child_behind(runs):
         raise RuntimeError("a fault")
 
     with pytest.raises(RuntimeError, match="a fault"):
-        run_all(runs, started=fault, train=fake(SLOWLY))
+        run_all(runs, started=fault, command=fake(SLOWLY))
     assert (runs[0].folder / "stopped").read_text() == f"{signal.SIGTERM:d} "
 
 
@@ -252,5 +252,5 @@ def test_a_folder_that_cannot_be_made_is_said_so():
 
 def test_a_failure_is_told_as_it_happens(runs):
     told = []
-    run_all(runs[:1], finished=lambda run, outcome: told.append(outcome), train=fake(BADLY))
+    run_all(runs[:1], finished=lambda run, outcome: told.append(outcome), command=fake(BADLY))
     assert isinstance(told[0], Failure)

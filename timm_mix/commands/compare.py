@@ -5,12 +5,14 @@
 
 A suite is a yaml list of recipes x seeds: timm-mix has some (train_scripts/suites/),
 timm_mix/lab/suites/plan.py says what one may hold.
-Each run is train.py in a process of its own with --resume auto: what is done is left alone, what was cut goes on, what
-is missing is run; a run that was made with other settings is an error. DIR (default: output/compare/<suite>) gets
+Each run is train.py (or finetune.py, where the suite says so) in a process of its own with --resume auto: what is done
+is left alone, what was cut goes on, what is missing is run; a run that was made with other settings is an error. A
+suite with a test split has validate.py measure every finished run there. DIR (default: output/compare/<suite>) gets
 
     table.md, table.csv     accuracy: mean and standard deviation over the seeds, differences to the baseline
     costs.md, costs.csv     parameters, predicted FLOPs, measured seconds
     table.png               the picture of the table
+    test.md, test.csv       with a test split: accuracy, calibration, time and inference there
     <method>/seed<seed>/    the folder of the run, with recipe.yaml and train.log
 
 On the CPU a run with --threads 1 (the default) gives the same figures every time on the same type of machine, so
@@ -27,10 +29,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from timm_mix.lab.pictures.plots import plot_comparison
-from timm_mix.lab.suites.child_runs import Failure, Progress, locked, progress_of, run_all
+from timm_mix.lab.suites.child_runs import Failure, Progress, locked, progress_of, run_all, tested
 from timm_mix.lab.suites.comparison import Results, rows
+from timm_mix.lab.suites.held_out import measure
 from timm_mix.lab.suites.plan import Run, Suite, find_suite, load_suite
-from timm_mix.lab.suites.tables import costs_csv, costs_markdown, table_csv, table_markdown
+from timm_mix.lab.suites.tables import (
+    costs_csv,
+    costs_markdown,
+    held_out_csv,
+    held_out_markdown,
+    table_csv,
+    table_markdown,
+)
 from timm_mix.train.cost import predict_cost, steps_per_epoch
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.files import write_whole
@@ -51,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     _check_libraries()
     with locked(output):
-        found = [progress_of(run) for run in runs]  # a changed setting is an error before anything runs
-        failures = _run([run for run, progress in zip(runs, found, strict=True) if not progress.done], args)
+        missing = [run for run in runs if _is_missing(run)]  # a changed setting is an error before anything runs
+        failures = [] if args.no_runs else _run(missing, args)
         results = _results(runs)
         with user_errors(f"write the tables to {output}"):
             _write(output, suite, results, failures, args)
@@ -70,8 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every run, over the files'"
     )
+    parser.add_argument("--no-runs", action="store_true", help="only the tables, of what is there")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run and what it costs")
     return parser
+
+
+def _is_missing(run: Run) -> bool:
+    return not progress_of(run).done or (run.test is not None and tested(run) is None)
 
 
 def _check_libraries() -> None:
@@ -119,10 +134,13 @@ def _write(output: Path, suite: Suite, results: Results, failures: Sequence[Fail
         **{"table.md": table, "table.csv": table_csv(suite, results)},
         **{"costs.md": costs_markdown(command, suite, results), "costs.csv": costs_csv(suite, results)},
     }
+    if suite.test is not None:
+        found = measure(suite, results, output)
+        texts |= {"test.md": held_out_markdown(command, suite, results, found), "test.csv": held_out_csv(suite, found)}
     for name, text in texts.items():
         write_whole(output / name, lambda stream, text=text: stream.write(text.encode()))  # type: ignore[misc]
     plot_comparison(output / "table.png", suite.name, rows(suite, results))
-    print(table)
+    print(texts.get("test.md", table))
     print(f"written to {output}: {', '.join(texts)}, table.png")
 
 

@@ -26,7 +26,7 @@ class _SmallMaps(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.geometry = stride, padding
-        return _ordinary(input, weight, None, stride, padding, 1, input.shape[1])  # type: ignore[arg-type]
+        return _ordinary(input, weight, None, stride, padding, 1, input.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -103,5 +103,5 @@ def _conv2d_same(
 
 
 _padded_otherwise = nn.Conv2d._conv_forward
-nn.Conv2d._conv_forward = _conv_forward  # type: ignore[method-assign,assignment]
+nn.Conv2d._conv_forward = _conv_forward  # type: ignore[method-assign]
 same_padding.conv2d_same = _conv2d_same

@@ -1,7 +1,7 @@
-"""The runs of a suite as child processes: what is there of each, and train.py for what is missing.
+"""The runs of a suite as child processes: what is there of each, and the trainer for what is missing.
 
-A run's folder holds what train.py writes there, `recipe.yaml` (its settings; train.py runs it by hand, too) and
-`train.log` (what it printed, all attempts one after the other).
+A run's folder holds what the trainer writes there, `recipe.yaml` (its settings; the trainer runs it by hand, too),
+`train.log` (what it printed, all attempts one after the other), and what validate finds on the suite's test split.
 """
 
 import contextlib
@@ -12,9 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ from timm_mix.train.errors import Stopped, UsageError, user_errors
 from timm_mix.train.files import write_whole
 from timm_mix.train.settings.config import Config, load_recipe
 
-__all__ = ["Failure", "Progress", "locked", "progress_of", "run_all"]
+__all__ = ["Failure", "Progress", "locked", "progress_of", "run_all", "tested"]
 
-TRAIN = (sys.executable, "-m", "timm_mix", "train")
+TIMM_MIX = (sys.executable, "-m", "timm_mix")
 POLL_SECONDS = 0.1
 # change nothing of what comes out (workers: but for a stream)
 _FREE = (
-    *("output", "experiment", "resume", "pin_mem", "workers", "imports"),
+    *("output", "experiment", "resume", "pin_mem", "workers", "imports", "check_images"),
     *("checkpoint_interval", "checkpoint_hist", "tracker", "log_interval"),
 )
 
@@ -69,8 +68,22 @@ def progress_of(run: Run) -> Progress:
         return Progress(len(results["epochs"]), results)
     recipe = run.folder / "recipe.yaml"
     if (run.folder / "checkpoints").exists() and recipe.is_file():
-        _check_same(run, _plain(Config.of(**load_recipe(recipe))))
+        before = load_recipe(recipe, type(run.config))
+        _check_same(run, _plain(replace(run, settings=before).config))
     return Progress(0, None)
+
+
+def tested(run: Run) -> dict[str, Any] | None:
+    """What validate found on the test split of the suite, None where it has not run."""
+    path = run.folder / "test" / "results.json"
+    if run.test is None or not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        of_these = content["config"]["split"] == run.test and content["config"]["data_dir"] == run.config.data.data_dir
+    except (OSError, ValueError, TypeError, KeyError):
+        raise UsageError(f"{path} is no results file of validate.py: remove it") from None
+    return content if of_these else None
 
 
 def run_all(
@@ -80,28 +93,29 @@ def run_all(
     threads: int = 1,
     finished: Callable[[Run, Progress | Failure], object] = lambda run, outcome: None,
     started: Callable[[Run], object] = lambda run: None,
-    train: Sequence[str] = TRAIN,
+    command: Sequence[str] = TIMM_MIX,
 ) -> list[Failure]:
-    """Run train.py on each, `jobs` at a time, resuming what was cut; returns those that failed.
+    """Train and test each, `jobs` at a time, resuming what was cut; returns those that failed.
 
-    SIGINT and SIGTERM are passed on to the children, which save what they have.
+    SIGINT and SIGTERM are passed on to the children, which save what they have. A run that needs another's model
+    waits for it.
 
     Args:
         threads: of each child. A figure's last bits depend on it.
         finished, started: called with every run that ends or begins.
-        train: the command; `--config recipe.yaml --resume auto` is added.
+        command: that of timm-mix; `train --config recipe.yaml --resume auto` and the like are added.
     Raises:
         Stopped: SIGINT or SIGTERM came, and the children have ended.
         UsageError: a run's folder cannot be written.
     """
-    waiting, failures = deque(runs), list[Failure]()
+    waiting, failures = list(runs), list[Failure]()
     running: list[tuple[Run, subprocess.Popen[bytes]]] = []
     with _caught_signals() as caught, _none_left_behind(running):
         passed_on = 0
         while running or (waiting and not caught):
-            while waiting and len(running) < jobs and not caught:
-                run = waiting.popleft()
-                running.append((run, _start(run, train, threads)))
+            while len(running) < jobs and not caught and (run := _next_of(waiting, running)) is not None:
+                waiting.remove(run)
+                running.append((run, _start(run, command, threads)))
                 started(run)
             for number in caught[passed_on:]:
                 for _, child in running:
@@ -110,16 +124,26 @@ def run_all(
             ended = [(run, child) for run, child in running if child.poll() is not None]
             for run, child in ended:
                 running.remove((run, child))
-                if not caught:
-                    outcome = _outcome(run, child.returncode)
-                    failures += [outcome] if isinstance(outcome, Failure) else []
-                    finished(run, outcome)
+                if caught:
+                    continue
+                outcome = _outcome(run, child.returncode)
+                if isinstance(outcome, Progress) and run.test is not None and tested(run) is None:
+                    running.append((run, _start(run, command, threads)))
+                    continue
+                failures += [outcome] if isinstance(outcome, Failure) else []
+                finished(run, outcome)
             if not ended:
                 time.sleep(POLL_SECONDS)
     if caught:
         name = signal.Signals(caught[0]).name
         raise Stopped(f"stopped by {name}; the same command goes on where each run was saved", caught[0])
     return failures
+
+
+def _next_of(waiting: Sequence[Run], running: Sequence[tuple[Run, object]]) -> Run | None:
+    """The first run whose needed model nobody is still to make."""
+    unfinished = {run.folder for run in waiting} | {run.folder for run, _ in running}
+    return next((run for run in waiting if run.after not in unfinished), None)
 
 
 @contextlib.contextmanager
@@ -145,17 +169,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _start(run: Run, train: Sequence[str], threads: int) -> "subprocess.Popen[bytes]":
-    recipe = run.folder / "recipe.yaml"
-    header = f"# {run}, written by compare.py\n# command: python train_scripts/train.py --config {recipe}\n"
-    settings = json.loads(json.dumps(run.settings))  # yaml knows no tuples
-    text = header + yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+def _start(run: Run, command: Sequence[str], threads: int) -> "subprocess.Popen[bytes]":
+    """The next step of a run: to train it, or to test what is trained."""
     with user_errors(f"write to {run.folder}"):
-        write_whole(recipe, lambda stream: stream.write(text.encode()))
+        words = _test_words(run) if progress_of(run).done else [run.command, "--config", str(_written(run))]
+        words += [] if words[0] == "validate" else ["--resume", "auto"]
         log = open(run.folder / "train.log", "ab")  # noqa: SIM115
     with log:
         return subprocess.Popen(
-            [*train, "--config", str(recipe), "--resume", "auto"],
+            [*command, *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -163,6 +185,28 @@ def _start(run: Run, train: Sequence[str], threads: int) -> "subprocess.Popen[by
             close_fds=False,  # it inherits the lock of the folder
             start_new_session=True,  # Ctrl-C reaches it once, from here
         )
+
+
+def _written(run: Run) -> Path:
+    """The recipe of a run, as a file."""
+    recipe = run.folder / "recipe.yaml"
+    header = f"# {run}, written by compare.py\n# command: python train_scripts/{run.command}.py --config {recipe}\n"
+    settings = json.loads(json.dumps(run.settings))  # yaml knows no tuples
+    text = header + yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+    write_whole(recipe, lambda stream: stream.write(text.encode()))
+    return recipe
+
+
+def _test_words(run: Run) -> list[str]:
+    """validate on the test split, with the logits that an average needs."""
+    data, model = run.config.data, run.folder / "model"
+    words = ["validate", "--model", f"local-dir:{model}", "--split", str(run.test), "--save-predictions"]
+    words += ["--output", str(run.folder / "test"), "--workers", str(data.workers)]
+    given = {"--dataset": data.dataset, "--data-dir": data.data_dir, "--class-map": data.class_map}
+    words += [word for flag, value in given.items() if value for word in (flag, value)]
+    told = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    words += ["--fold"] if told["architecture"].startswith("mixmo") else []
+    return words + ["--cpu"] * run.config.run.cpu
 
 
 def _outcome(run: Run, status: int) -> Progress | Failure:
@@ -220,7 +264,9 @@ def _read_results(path: Path) -> dict[str, Any] | None:
 
 def _check_same(run: Run, made_with: dict[str, Any]) -> None:
     """A setting that the file lacks is younger than the run, which had its default."""
-    wanted, default = _plain(run.config), _plain(Config.of())
+    wanted = _plain(run.config)
+    default = {name: setting.default for name, setting in type(run.config).settings().items()}
+    default = json.loads(json.dumps(default))
     for name, value in wanted.items():
         before = made_with.get(name, default[name])
         free = name in _FREE and not (name == "workers" and is_stream(run.config.data.dataset))

@@ -15,7 +15,7 @@ from timm_mix.lab.suites.plan import Suite
 from timm_mix.train.cost import Cost, predict_cost
 from timm_mix.train.settings.config import Config
 
-__all__ = ["CONFIDENCE", "CostRow", "Estimate", "Results", "Row", "cost_rows", "rows"]
+__all__ = ["CONFIDENCE", "CostRow", "Estimate", "Results", "Row", "cost_rows", "rows", "training_seconds"]
 
 CONFIDENCE = 0.95
 Results = Mapping[tuple[str, int], dict[str, Any]]  # (method, seed) -> content of results.json
@@ -83,9 +83,11 @@ class CostRow:
 
 
 def rows(suite: Suite, results: Results) -> list[Row]:
-    """One row per method, in the order of the suite."""
+    """One row per method that is trained, in the order of the suite."""
     found = []
     for method in suite.methods:
+        if method.average:
+            continue
         name, baseline = method.name, method.baseline
         means = [_over_seeds(suite, results, name, figure) for figure in (_top1, _nll, _best_member)]
         differences = [_paired(suite, results, name, baseline, figure, operator.sub) for figure in (_top1, _nll)]
@@ -102,11 +104,11 @@ def cost_rows(suite: Suite, results: Results) -> list[CostRow]:
     found = []
     for method in suite.methods:
         name, baseline = method.name, method.baseline
-        seconds = _over_seeds(suite, results, name, _seconds)
+        seconds = _over_seeds(suite, results, name, training_seconds)
         if seconds is None:
             continue
         flops = costs[name].flops / costs[baseline].flops if baseline in costs else None
-        relative = _paired(suite, results, name, baseline, _seconds, operator.truediv)
+        relative = _paired(suite, results, name, baseline, training_seconds, operator.truediv)
         parameters = first[name]["model"]["parameters"]
         found.append(CostRow(name, baseline, parameters, costs[name], flops, seconds, relative))
     return found
@@ -159,5 +161,6 @@ def _best_member(content: dict[str, Any]) -> float | None:
     return max(members) if len(members) > 1 else None
 
 
-def _seconds(content: dict[str, Any]) -> float:
+def training_seconds(content: dict[str, Any]) -> float:
+    """Of a run, without evaluation; from its results.json."""
     return sum(row["train_seconds"] for row in content["epochs"])

@@ -7,9 +7,10 @@ from typing import Any
 
 from timm_mix.card.table import markdown_table
 from timm_mix.lab.suites.comparison import CONFIDENCE, Estimate, Results, cost_rows, rows
+from timm_mix.lab.suites.held_out import FIGURES, HeldOut, held_out_rows
 from timm_mix.lab.suites.plan import Suite
 
-__all__ = ["costs_csv", "costs_markdown", "table_csv", "table_markdown"]
+__all__ = ["costs_csv", "costs_markdown", "held_out_csv", "held_out_markdown", "table_csv", "table_markdown"]
 
 _EXPORTS = {"last": "the last epoch", "best": "the best epoch, chosen on the validation split itself"}
 _NOTES = f"""\
@@ -20,6 +21,14 @@ _COST_NOTES = """\
 FLOPs are predicted, for all training steps of one run: convolutions, matrix products and attention, forward and \
 backward. Seconds are measured, for the training epochs of one run without evaluation, on a machine that may have done \
 other things as well: mean ± standard deviation over the seeds, the ratio paired by seed."""
+
+_HELD_OUT_NOTES = f"""\
+Every figure is that of the saved model (see the epochs above) on the split that the title names, which chose nothing. \
+NLL in nats; NLL_c is the NLL after a temperature that is fitted on the other half of the images; ECE with 15 bins. \
+± is the standard deviation over the n seeds; differences are paired by seed, with the {CONFIDENCE:.0%} confidence \
+interval of their mean (Student's t): they tell what other seeds would do, not what other images would. Time: measured \
+seconds of training over the baseline's, on a machine that may have done other things as well. Inference: FLOPs of one \
+prediction over the baseline's. A row called folded is the model above it as one plain network."""
 
 
 def table_markdown(command: str, suite: Suite, results: Results, failures: Sequence[str]) -> str:
@@ -93,6 +102,41 @@ def costs_csv(suite: Suite, results: Results) -> str:
             for row in cost_rows(suite, results)
         ]
     )
+
+
+def held_out_markdown(command: str, suite: Suite, results: Results, found: Mapping[tuple[str, int], HeldOut]) -> str:
+    """What the methods are worth on the suite's test split; `found`: of `measure`."""
+    lines = [
+        {
+            **{"method": row.method, "n": str(row.figures["top1"].n)},
+            **{"top-1 (%)": _mean(row.figures["top1"], 2), "NLL": _mean(row.figures["nll"], 3)},
+            **{"NLL_c": _mean(row.figures["nll_calibrated"], 3), "ECE": _mean(row.figures["ece"], 3)},
+            **{"baseline": row.baseline or "", "top-1 difference": _difference(row.differences["top1"], 2)},
+            "NLL difference": _difference(row.differences["nll"], 3),
+            **{"time": _ratio(row.relative_seconds), "inference": _ratio(row.relative_flops)},
+        }
+        for row in held_out_rows(suite, found)
+    ]
+    title = f"# {suite.name}: split {suite.test}"
+    parts = [title, _about(command, suite, results), _markdown(lines), _HELD_OUT_NOTES, _machines(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def held_out_csv(suite: Suite, found: Mapping[tuple[str, int], HeldOut]) -> str:
+    """The exact figures, one line per predictor and seed."""
+    return _csv(
+        [
+            {
+                **{"method": name, "seed": seed, **{key: one.figures[key] for key in FIGURES}},
+                **{"training_seconds": one.seconds, "inference_flops": one.flops},
+            }
+            for (name, seed), one in found.items()
+        ]
+    )
+
+
+def _ratio(estimate: Estimate | None) -> str:
+    return "" if estimate is None else f"{estimate.mean:.2f}"
 
 
 def _about(command: str, suite: Suite, results: Results) -> str:
