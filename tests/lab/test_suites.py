@@ -92,7 +92,10 @@ def test_seeds_given_by_hand_replace_those_of_the_file(suite_file):
     [
         ("- 1\n", "must be a mapping, got list"),
         ("seed: [1]\n" + PLAIN, "unknown key 'seed'; did you mean 'seeds'?"),
-        ("colour: 1\n" + PLAIN, "unknown key 'colour'; known are command, test, seeds, baseline, data, settings, methods"),
+        (
+            "colour: 1\n" + PLAIN,
+            "unknown key 'colour'; known are command, test, seeds, baseline, data, settings, methods",
+        ),
         ("seeds: 3\n" + PLAIN, "seeds must be a list of different integers >= 0, got 3"),
         ("seeds: [1, 1]\n" + PLAIN, "seeds must be a list of different integers >= 0, got [1, 1]"),
         ("seeds: [-1]\n" + PLAIN, "seeds must be a list of different integers >= 0, got [-1]"),
