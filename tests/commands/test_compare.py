@@ -60,7 +60,7 @@ class Forked:
     before_poll = staticmethod(lambda child: None)
 
     def __init__(self, command, *, stdout, **settings):
-        self.pid, self.returncode = os.fork(), None
+        self.args, self.pid, self.returncode = command, os.fork(), None
         if self.pid == 0:
             os.setsid()
             os.dup2(stdout.fileno(), 1)
@@ -112,6 +112,44 @@ def test_a_suite_is_run_once_and_its_table_comes_out_the_same(run, capsys, monke
     with pytest.raises(UsageError, match="was made with epochs=2, the suite wants 3"):
         run("--set", "epochs=3")
     assert (folder / "table.md").read_bytes() == table
+
+
+def test_a_suite_of_fine_tuning_tests_teaches_and_averages(images, tmp_path, capsys):
+    path = tmp_path / "tuned.yaml"
+    path.write_text(
+        f"""
+        command: finetune
+        test: val
+        baseline: plain
+        settings: {{
+          model: wrn16_2, model_kwargs: {{depth: 10, widen_factor: 1}}, data_dir: {images}, img_size: {SIZE},
+          batch_size: 8, epochs: 2, workers: 0, cpu: true, pretrained: false,
+        }}
+        methods:
+          - name: taught
+            teacher: plain
+            settings: {{model: splitnet, model_kwargs: {{backbone: wrn16_2, split: 2}}, task: cotraining}}
+          - name: plain
+          - {{name: again, seed_offset: 50}}
+          - {{name: mixed, settings: {{model: mixmo, model_kwargs: {{backbone: wrn16_2}}, task: mixmo}}}}
+          - {{name: both, average: [plain, again]}}
+        """
+    )
+    flags = ["--suite", str(path), "--output", str(tmp_path / "out"), "--seeds", "4"]
+    compare.main([*flags, "--jobs", "2"])
+    table = (tmp_path / "out" / "test.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")][2:] == [
+        *("| taught", "| plain", "| again", "| mixed", "| mixed, folded", "| both")
+    ]
+    content = json.loads((tmp_path / "out" / "taught" / "seed4" / "results.json").read_text())
+    assert content["config"]["teacher"] == f"local-dir:{tmp_path / 'out' / 'plain' / 'seed4' / 'model'}"
+    again = json.loads((tmp_path / "out" / "again" / "seed4" / "results.json").read_text())
+    assert (again["config"]["seed"], again["config"]["opt"]) == (54, "adamw")
+    (tmp_path / "out" / "test.md").unlink()
+    compare.main([*flags, "--no-runs"])
+    assert (tmp_path / "out" / "test.md").read_text() == table
+    with pytest.raises(UsageError, match="was made with epochs=2, the suite wants 3"):
+        compare.main([*flags, "--set", "epochs=3"])
 
 
 def test_a_killed_run_fails_the_suite_and_goes_on_the_next_time(run, tmp_path, monkeypatch, capsys):

@@ -6,13 +6,14 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from suite_files import a_suite, write_results
 
 from timm_mix.lab.suites import child_runs
-from timm_mix.lab.suites.child_runs import Failure, Progress, locked, progress_of, run_all
+from timm_mix.lab.suites.child_runs import Failure, Progress, locked, measured, progress_of, run_all
 from timm_mix.lab.suites.plan import Run
 from timm_mix.train.errors import Stopped, UsageError
 from timm_mix.train.settings.config import Config, load_recipe
@@ -254,3 +255,61 @@ def test_a_failure_is_told_as_it_happens(runs):
     told = []
     run_all(runs[:1], finished=lambda run, outcome: told.append(outcome), command=fake(BADLY))
     assert isinstance(told[0], Failure)
+
+
+# validate's fake, --output is the folder of the test, and the trainer's
+TESTS = """
+import json, pathlib, sys
+words = sys.argv[1:]
+if words[0] == "validate":
+    folder = pathlib.Path(words[words.index("--output") + 1])
+    folder.mkdir()
+    content = {"config": {"split": "held", "data_dir": None}, "words": words}
+    (folder / "results.json").write_text(json.dumps(content))
+    sys.exit()
+"""
+SAVES = """
+(folder / "model").mkdir()
+(folder / "model" / "config.json").write_text('{"architecture": "mixmo_wrn16_2_m2"}')
+"""
+
+
+def test_a_run_is_tested_once_it_is_trained(runs):
+    run = replace(runs[0], test="held")
+    answer(run)
+    assert measured(run) is None
+    ended = []
+    assert run_all([run], finished=lambda *both: ended.append(both), command=fake(TESTS + WELL + SAVES)) == []
+    assert [run for run, _ in ended] == [run]
+    words = measured(run)["words"]
+    assert words[:5] == ["validate", "--model", f"local-dir:{run.folder / 'model'}", "--split", "held"]
+    assert {"--save-predictions", "--fold"} < set(words)
+    (run.folder / "test" / "results.json").unlink()
+    code = "import sys; assert sys.argv[1] == 'validate'; sys.exit(3)"  # what is trained is not trained again
+    (failure,) = run_all([run], command=fake(code))
+    assert failure.reason.startswith("exit status 3: threads 1; see")
+
+
+def test_a_test_that_writes_nothing_is_a_failure(runs):
+    run = replace(runs[0], test="held")
+    write_results(run)
+    (run.folder / "model").mkdir()
+    (run.folder / "model" / "config.json").write_text('{"architecture": "wrn16_2"}')
+    (failure,) = run_all([run], command=fake("pass"))
+    assert failure.reason.startswith("validate has written no results; see")
+
+
+def test_a_run_waits_for_the_model_that_it_needs(runs):
+    needs = replace(runs[0], after=runs[1].folder)
+    for run in runs:
+        answer(run)
+    begun, ended = [], []
+    run_all(
+        [needs, *runs[1:]],
+        jobs=2,
+        started=lambda run: begun.append(run.folder),
+        finished=lambda run, _: ended.append(run.folder) or begun.append("end of " + run.folder.parent.name),
+        command=fake(WELL),
+    )
+    assert begun.index(needs.folder) > begun.index(f"end of {runs[1].folder.parent.name}")
+    assert sorted(ended) == sorted(run.folder for run in runs)

@@ -20,6 +20,8 @@ TASK_OF = {
     **{"cut_mixmo_m2": "MixMoTask", "recursivemix": "RecursiveMixTask", "automix": "AutoMixTask"},
 }
 PLAIN = "methods: [{name: plain}]\n"
+TUNED = "command: finetune\ntest: test\nsettings: {model: wrn16_2}\n"
+AVERAGES = "test: test\nmethods:\n  - {name: plain}\n"
 
 
 @pytest.fixture
@@ -119,6 +121,31 @@ def test_seeds_given_by_hand_replace_those_of_the_file(suite_file):
         ("methods: [{name: x}, {name: x}]\n", "has 2 methods called 'x': give each a name of its own"),
         ("baseline: plan\n" + PLAIN, "the baseline 'plan' is none of its methods; did you mean 'plain'?"),
         ("methods: [{name: x, settings: {epochs: 0}}]\n", "method 1 (x): epochs must be >= 1, got 0"),
+        ("command: evaluate\n" + PLAIN, "command must be one of train, finetune, got 'evaluate'"),
+        ("test: [val]\n" + PLAIN, "test must be the name of a split, got ['val']"),
+        ("settings: {teacher: x}\n" + PLAIN, "settings has an unknown key 'teacher'"),
+        ("methods: [{name: x, seed_offset: -1}]\n", "method 1: seed_offset must be an integer >= 0, got -1"),
+        ("methods: [{name: x, teacher: x}]\n", "method 1: teacher is for command finetune, got train: drop it"),
+        (TUNED + "methods: [{name: x, teacher: y}]\n", "the teacher 'y' is none of its methods; name one of its"),
+        (TUNED + "methods: [{name: x, settings: {model: wrn99}}]\n", "method 1 (x): no model is named 'wrn99'"),
+        (
+            AVERAGES + "  - {name: x, average: [plain]}\n",
+            "average must be a list of two methods or more, got ['plain']",
+        ),
+        (
+            AVERAGES + "  - {name: x, average: [plain, plan]}\n",
+            "the averaged 'plan' is none of its methods; did you mean",
+        ),
+        (AVERAGES + "  - {name: x, average: [plain, x]}\n", "the averaged 'x' is none of its methods"),
+        (
+            AVERAGES + "  - {name: x, average: [plain, plain], settings: {lr: 1.0}}\n",
+            "an average trains nothing, got set",
+        ),
+        (AVERAGES[5:].partition("\n")[2] + "  - {name: x, average: [plain, plain]}\n", "give the suite test: NAME"),
+        (
+            TUNED + "methods: [{name: x, teacher: y}, {name: y, average: [x, x]}]\n",
+            "the teacher 'y' is an average, no model: name another method",
+        ),
         (
             "methods: [{name: x, settings: {task: recursivemix, mix: {omga: 1}}}]\n",
             "method 1 (x): mix has an unknown key 'omga'; did you mean 'omega'?",
@@ -145,6 +172,21 @@ def test_a_suite_is_found_by_name_or_by_path(suite_file):
         find_suite("x")
     with pytest.raises(UsageError, match=r"cannot read suite .*: No such file"):
         load_suite(Path("nowhere/mine.yaml"))
+
+
+def test_a_suite_of_fine_tuning_names_teachers_other_seeds_and_averages(suite_file, tmp_path):
+    text = TUNED + "methods:\n  - {name: plain}\n  - {name: again, seed_offset: 100}\n"
+    text += "  - {name: taught, teacher: plain}\n  - {name: both, average: [plain, again]}\n"
+    suite = load_suite(suite_file(text), seeds=[3, 5])
+    runs = {(run.method, run.seed): run for run in suite.runs(tmp_path)}
+    assert set(runs) == {(name, seed) for name in ("plain", "again", "taught") for seed in (3, 5)}
+    assert runs["again", 5].config.run.seed == 105
+    assert runs["taught", 5].after == runs["plain", 5].folder == tmp_path / "plain" / "seed5"
+    assert runs["taught", 5].config.finetune.teacher == f"local-dir:{tmp_path / 'plain' / 'seed5' / 'model'}"
+    assert {(run.command, run.test, run.config.optimise.opt) for run in runs.values()} == {
+        ("finetune", "test", "adamw")
+    }
+    assert runs["plain", 3].config.model.model_kwargs == {}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.yaml")))

@@ -29,7 +29,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from timm_mix.lab.pictures.plots import plot_comparison
-from timm_mix.lab.suites.child_runs import Failure, Progress, locked, progress_of, run_all, tested
+from timm_mix.lab.suites.child_runs import Failure, Progress, locked, measured, progress_of, run_all
 from timm_mix.lab.suites.comparison import Results, rows
 from timm_mix.lab.suites.held_out import measure
 from timm_mix.lab.suites.plan import Run, Suite, find_suite, load_suite
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _is_missing(run: Run) -> bool:
-    return not progress_of(run).done or (run.test is not None and tested(run) is None)
+    return not progress_of(run).done or (run.test is not None and measured(run) is None)
 
 
 def _check_libraries() -> None:

@@ -25,7 +25,7 @@ from timm_mix.train.errors import Stopped, UsageError, user_errors
 from timm_mix.train.files import write_whole
 from timm_mix.train.settings.config import Config, load_recipe
 
-__all__ = ["Failure", "Progress", "locked", "progress_of", "run_all", "tested"]
+__all__ = ["Failure", "Progress", "locked", "measured", "progress_of", "run_all"]
 
 TIMM_MIX = (sys.executable, "-m", "timm_mix")
 POLL_SECONDS = 0.1
@@ -73,7 +73,7 @@ def progress_of(run: Run) -> Progress:
     return Progress(0, None)
 
 
-def tested(run: Run) -> dict[str, Any] | None:
+def measured(run: Run) -> dict[str, Any] | None:
     """What validate found on the test split of the suite, None where it has not run."""
     path = run.folder / "test" / "results.json"
     if run.test is None or not path.is_file():
@@ -126,8 +126,8 @@ def run_all(
                 running.remove((run, child))
                 if caught:
                     continue
-                outcome = _outcome(run, child.returncode)
-                if isinstance(outcome, Progress) and run.test is not None and tested(run) is None:
+                outcome = _outcome(run, child.returncode, child.args[len(command)] == "validate")  # type: ignore[index]
+                if outcome is None:
                     running.append((run, _start(run, command, threads)))
                     continue
                 failures += [outcome] if isinstance(outcome, Failure) else []
@@ -209,7 +209,8 @@ def _test_words(run: Run) -> list[str]:
     return words + ["--cpu"] * run.config.run.cpu
 
 
-def _outcome(run: Run, status: int) -> Progress | Failure:
+def _outcome(run: Run, status: int, was_tested: bool) -> Progress | Failure | None:
+    """What came of a step, None where the run has another one."""
     log = run.folder / "train.log"
     if status:
         told = log.read_text(errors="replace") if log.is_file() else ""  # somebody may have removed the folder
@@ -218,10 +219,14 @@ def _outcome(run: Run, status: int) -> Progress | Failure:
         how = f"signal {-status}" if status < 0 else f"exit status {status}"
         return Failure(run, f"{how}{last}; see {log}")
     try:
-        progress = progress_of(run)
+        progress, open_test = progress_of(run), run.test is not None and measured(run) is None
     except UsageError as error:
         return Failure(run, str(error))
-    return progress if progress.done else Failure(run, f"ended after {progress.epochs} epochs; see {log}")
+    if not progress.done:
+        return Failure(run, f"ended after {progress.epochs} epochs; see {log}")
+    if open_test and was_tested:
+        return Failure(run, f"validate has written no results; see {log}")
+    return None if open_test else progress
 
 
 @contextlib.contextmanager

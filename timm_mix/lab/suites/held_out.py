@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_mix.lab.suites.child_runs import tested
+from timm_mix.lab.suites.child_runs import measured
 from timm_mix.lab.suites.comparison import Estimate, Results, training_seconds
 from timm_mix.lab.suites.plan import Method, Run, Suite
 from timm_mix.models import reduce_members
@@ -89,7 +89,7 @@ def _named(suite: Suite, name: str) -> Method:
 
 
 def _of_a_run(run: Run, results: dict[str, Any]) -> Iterable[tuple[str, HeldOut]]:
-    content = tested(run)
+    content = measured(run)
     if content is None:
         return
     model = _model(run)
