@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 import timm_mix.models  # noqa: F401
 from timm_mix.hub import save_pretrained
+from timm_mix.tasks import task_settings
 from timm_mix.train.errors import UsageError
 from timm_mix.train.finetune.plan import MembersTask, make_task, open_data, prepare_model, settle
-from timm_mix.train.finetune.settings import FinetuneConfig
+from timm_mix.train.finetune.settings import SUITED, FinetuneConfig
 from timm_mix.train.loop.build import Data, build_model
 
 NET = {"backbone": "wrn16_2", "depth": 10, "widen_factor": 1}
@@ -140,3 +141,15 @@ def test_unchecked_images_are_not_read(tmp_path):
     assert len(opened(model="mixmo", data_dir=str(tmp_path), check_images=False).train) == 2
     with pytest.raises(UsageError, match=r"ant/0.png is no image that can be read .*: replace or remove it"):
         opened(model="mixmo", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("task", SUITED)
+def test_a_task_starts_with_what_suits_good_weights_and_a_flag_overrides_it(task):
+    start = {"model": "resnet18", "task": task, "data_dir": "photos"}
+    assert settle(FinetuneConfig.of(**start)).task.mix == SUITED[task]
+    assert settle(FinetuneConfig.of(**start, pretrained=False)).task.mix == {}  # from scratch: the task's own
+    assert settle(FinetuneConfig.of(**start, initial_checkpoint="some.pt")).task.mix == SUITED[task]
+    name, value = next(iter(SUITED[task].items()))
+    own = settle(FinetuneConfig.of(**start, mix={name: value / 2, "alpha": 1.5})).task.mix
+    assert own == {**SUITED[task], name: value / 2, "alpha": 1.5}
+    assert set(SUITED[task]) <= set(task_settings(task))

@@ -21,3 +21,13 @@ def test_no_commit_is_stated_outside_of_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr("timm_mix.train.loop.results.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert checkout_commit() is None
+
+
+def test_a_package_inside_of_another_checkout_is_not_that_one(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "--message", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    place = tmp_path / "lib" / "site-packages"
+    place.mkdir(parents=True)
+    monkeypatch.setattr("timm_mix.train.loop.results.ROOT", place)
+    assert checkout_commit() is None

@@ -23,7 +23,7 @@ from timm_mix.train.data.image_folder import find_unreadable, open_image_folder
 from timm_mix.train.data.sources import FOLDER_NAMES
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.finetune.freezing import freeze, hold_in_eval
-from timm_mix.train.finetune.settings import FinetuneConfig, FinetuneSettings
+from timm_mix.train.finetune.settings import SUITED, FinetuneConfig, FinetuneSettings
 from timm_mix.train.loop.build import Data, build_data, build_task, data_config_of
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
@@ -33,7 +33,8 @@ __all__ = ["MembersTask", "make_task", "open_data", "prepare_model", "recalibrat
 
 
 def settle(config: FinetuneConfig) -> FinetuneConfig:
-    """The settings that follow from where the model comes from: weights, channels, image size, name of the run.
+    """The settings that follow from where the model comes from: weights, channels, image size, name of the run, and
+    what a task starts with on weights that are good already.
 
     Raises:
         UsageError: no such model, folder or repository, or a model whose input is no image.
@@ -56,6 +57,8 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
     if channels == 1:
         settings["in_chans"] = 1
     settings["model_kwargs"] = _built_with(model, wanted)
+    if weights or model.initial_checkpoint is not None:
+        settings["mix"] = {**SUITED.get(config.task.name, {}), **config.task.mix}
     if config.run.experiment is None:
         data = Path(config.data.data_dir or config.data.dataset).resolve().name
         settings["experiment"] = f"{_short(name)}_on_{data}"

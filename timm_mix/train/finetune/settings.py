@@ -8,7 +8,16 @@ from timm_mix.train.errors import UsageError
 from timm_mix.train.settings.config import Config
 from timm_mix.train.settings.fields import AT_LEAST_1, check_fields, setting
 
-__all__ = ["FinetuneConfig", "FinetuneSettings"]
+__all__ = ["SUITED", "FinetuneConfig", "FinetuneSettings"]
+
+# What the tasks start with where the weights are good already, found by the suites finetune_search*; --mix overrides
+SUITED: Mapping[str, Mapping[str, Any]] = {
+    "mixmo": {"repetition": 0.85},
+    "automix": {
+        **{"momentum": 0.9, "momentum_end": 0.999},  # published are .999 to .999999: a short run would never catch up
+        **{"block_every": 4, "one_hot_prob": 0.0, "main_head": "mix"},
+    },
+}
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ def checkout_commit() -> str | None:
     >>> commit is None or len(commit.removesuffix("-dirty")) == 40
     True
     """
+    if not (ROOT / ".git").exists():  # installed: a checkout around it is somebody else's
+        return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
