@@ -52,6 +52,14 @@ def test_members_cost_their_encoders_and_heads(members):
     assert relative("mixmo", members=members, **SMALL) == pytest.approx(wanted, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("model", "own"), [("mixmo", {"tags": 0.1, "ensemble": "max"}), ("splitnet", {"divide": True, "only_part": None})]
+)
+def test_what_is_for_the_members_alone_is_not_asked_of_the_plain_network(model, own):
+    small = {"backbone": "wrn16_2", "depth": 10}
+    assert relative(model, **small, **own) == relative(model, **small)
+
+
 def test_copies_and_members_multiply():
     one, four = relative("mixmo", members=2, **SMALL), relative("mixmo", 4, members=2, **SMALL)
     assert four == 4 * one > 4

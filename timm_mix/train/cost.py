@@ -8,6 +8,7 @@ b = 1 for as many epochs, with the same batch on the same machine. This is a pre
 convolutions, matrix products and attention, but no elementwise work, and the time of loading images is not in it.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_mix.models.mixmo import MixMo
 from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks import TASKS
 from timm_mix.train.loop.build import data_config_of
@@ -28,7 +30,9 @@ from timm_mix.train.settings.task import TaskSettings
 
 __all__ = ["Cost", "predict_cost", "steps_per_epoch"]
 
-_OF_THE_WRAPPER = {"backbone", "members", "split", "divide", "ensemble"}  # the rest goes to the network itself
+_OF_THE_WRAPPER = {  # the rest goes to the network itself
+    *(name for made in (MixMo, SplitNet) for name in inspect.signature(made).parameters),
+} - {"num_classes", "in_chans"}
 
 
 @dataclass(frozen=True)
