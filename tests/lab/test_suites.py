@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 TASK_OF = {
     **dict.fromkeys(["mimo_m2_b2", "linear_mixmo_m2_b2", "cut_mixmo_m2_b2", "cut_mixmo_cutmix_m2_b2"], "MixMoTask"),
     **dict.fromkeys(["splitnet_s2", "splitnet_s4", "deep_ensemble_2"], "CoTrainingTask"),
-    **{"cut_mixmo_m2": "MixMoTask", "recursivemix": "RecursiveMixTask", "automix": "AutoMixTask"},
+    **dict.fromkeys(["cut_mixmo_m2", "cut_mixmo_m2_e24"], "MixMoTask"),
+    **{"recursivemix": "RecursiveMixTask", "automix": "AutoMixTask"},
 }
 PLAIN = "methods: [{name: plain}]\n"
 TUNED = "command: finetune\ntest: test\nsettings: {model: wrn16_2}\n"
