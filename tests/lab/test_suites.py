@@ -17,8 +17,7 @@ pytestmark = pytest.mark.slow
 TASK_OF = {
     **dict.fromkeys(["mimo_m2_b2", "linear_mixmo_m2_b2", "cut_mixmo_m2_b2", "cut_mixmo_cutmix_m2_b2"], "MixMoTask"),
     **dict.fromkeys(["splitnet_s2", "splitnet_s4", "deep_ensemble_2"], "CoTrainingTask"),
-    **dict.fromkeys(["cut_mixmo_m2", "cut_mixmo_m2_e24"], "MixMoTask"),
-    **{"recursivemix": "RecursiveMixTask", "automix": "AutoMixTask"},
+    **{"cut_mixmo_m2": "MixMoTask", "recursivemix": "RecursiveMixTask", "automix": "AutoMixTask"},
 }
 PLAIN = "methods: [{name: plain}]\n"
 TUNED = "command: finetune\ntest: test\nsettings: {model: wrn16_2}\n"
@@ -225,7 +224,8 @@ def test_the_header_of_the_h200_suite_states_its_cost():
     assert "deep_ensemble_2" in {method.name for method in suite.methods}
 
 
-def test_the_committed_table_has_a_row_for_every_method_and_all_seeds():
-    suite = load_suite(SUITES / "digits_smoke.yaml")
-    rows = re.findall(r"^\| (\w+) \| (\d+) \|", (SUITES / "digits_smoke.md").read_text(encoding="utf-8"), re.MULTILINE)
+@pytest.mark.parametrize("name", ["digits_smoke", "digits_longer", "finetune_search", "finetune_search_few_shot"])
+def test_the_committed_table_has_a_row_for_every_method_and_all_seeds(name):
+    suite = load_suite(SUITES / f"{name}.yaml")
+    rows = re.findall(r"^\| ([\w-]+) \| (\d+) \|", (SUITES / f"{name}.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == [(method.name, str(len(suite.seeds))) for method in suite.methods]
