@@ -126,6 +126,7 @@ def test_seeds_given_by_hand_replace_those_of_the_file(suite_file):
         ("settings: {teacher: x}\n" + PLAIN, "settings has an unknown key 'teacher'"),
         ("methods: [{name: x, seed_offset: -1}]\n", "method 1: seed_offset must be an integer >= 0, got -1"),
         ("methods: [{name: x, teacher: x}]\n", "method 1: teacher is for command finetune, got train: drop it"),
+        (TUNED + "methods: [{name: x, teacher: x}]\n", "the teacher 'x' has a teacher itself: name another method"),
         (TUNED + "methods: [{name: x, teacher: y}]\n", "the teacher 'y' is none of its methods; name one of its"),
         (TUNED + "methods: [{name: x, settings: {model: wrn99}}]\n", "method 1 (x): no model is named 'wrn99'"),
         (

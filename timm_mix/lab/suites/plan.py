@@ -274,6 +274,7 @@ def _check_names(where: str, methods: Sequence[Method]) -> None:
 
 def _check_averages(where: str, methods: Sequence[Method], test: str | None) -> None:
     trained = [method.name for method in methods if not method.average]
+    taught = [method.name for method in methods if method.teacher is not None]
     for method in methods:
         for name in method.average:
             _check_is_one(f"{where} ({method.name}): the averaged", name, trained)
@@ -281,6 +282,8 @@ def _check_averages(where: str, methods: Sequence[Method], test: str | None) -> 
             raise UsageError(f"{where}: {method.name} is measured on a test split: give the suite test: NAME")
         if method.teacher is not None and method.teacher not in trained:
             raise UsageError(f"{where}: the teacher {method.teacher!r} is an average, no model: name another method")
+        if method.teacher in taught:  # or itself: the runs would wait for each other
+            raise UsageError(f"{where}: the teacher {method.teacher!r} has a teacher itself: name another method")
 
 
 def _check_is_one(what: str, name: str | None, names: Sequence[str]) -> None:
