@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from timm_mix.lab import depthwise
 
@@ -75,6 +76,20 @@ model(image).square().sum().backward()
 assert "fast" not in sys.argv or len(taken) == 9, len(taken)  # the maps of the others are large
 print(*(float(p.grad.double().norm()) for p in model.parameters()))
 """
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # deprecated, and still used
+@pytest.mark.parametrize("settings", [{"padding_mode": "reflect"}, {"padding": "same"}, {"padding": 1, "groups": 6}])
+def test_a_changed_convolution_can_be_scripted_and_traced(settings, monkeypatch):
+    layer, image = nn.Conv2d(6, 6, 3, **{"padding": 1, **settings}), torch.randn(2, 6, 5, 5)
+    wanted = layer(image)
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", depthwise._conv_forward)
+    for changed in (layer, torch.jit.script(layer), torch.jit.trace(layer, image)):
+        torch.testing.assert_close(changed(image), wanted, rtol=0, atol=0)
+
+
+def test_torch_is_unchanged_where_nobody_asked():
+    assert nn.Conv2d._conv_forward.__module__ == "torch.nn.modules.conv"
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ __all__ = ["conv2d", "install"]
 
 SMALL = 16  # pixels of an output map up to which it is done so; more made no clear difference
 _ordinary = F.conv2d
-_padded_otherwise = nn.Conv2d._conv_forward
 
 
 class _SmallMaps(torch.autograd.Function):
@@ -89,6 +88,10 @@ def _pair(value: Any) -> Any:
 
 
 def _conv_forward(self: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What TorchScript can compile as well: for a scripted network it is torch's convolution."""
     if self.padding_mode != "zeros":
-        return _padded_otherwise(self, input, weight, bias)
+        around = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return F.conv2d(around, weight, bias, self.stride, (0, 0), self.dilation, self.groups)
+    if torch.jit.is_scripting():
+        return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
     return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
