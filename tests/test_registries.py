@@ -70,7 +70,7 @@ class Negative:
         self.num_classes, self.mixup_enabled, self.rng = num_classes, True, np.random.default_rng(seed)
 
     def __call__(self, x, y):
-        return -x, nn.functional.one_hot(y, self.num_classes).float()
+        return -x, y if y.ndim == 2 else nn.functional.one_hot(y, self.num_classes).float()
 
 
 def left_half(kappa, shape, generator):

@@ -120,13 +120,13 @@ def test_a_task_that_does_not_fit_the_model_is_one_line(ours, model, reason, ima
     assert reason in stopped(capsys, *Run(ours, model=model).arguments(images, tmp_path))
 
 
-def test_a_criterion_for_indices_only_is_one_line(capsys, tmp_path):
+def test_a_criterion_of_no_targets_is_one_line(capsys, tmp_path):
     (tmp_path / "train.py").write_text(
         "import timm, torch\nfrom timm.task import ClassificationTask\nmodel = timm.create_model('test_vit')\n"
-        "ClassificationTask(model, lambda z, y: torch.nn.functional.nll_loss(z, y))\n"
+        "ClassificationTask(model, lambda z, y: z.mean(y))\n"
     )
     line = stopped(capsys, "--mixer", "mixup", tmp_path / "train.py")
-    assert "mixed labels need a criterion that takes soft ones" in line
+    assert "criterion <lambda> takes neither class indices [B] nor labels [B, K]" in line
 
 
 @pytest.mark.parametrize("text", ["pass\n", "import torch, timm.scheduler as s\ns.create_scheduler_v2(None)\n"])

@@ -3,12 +3,9 @@
 import pytest
 import torch
 from small_nets import K, batch, small_net
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, PolyCrossEntropy, SoftTargetCrossEntropy
-from torch import nn
 from torch.nn import functional as F
 
 import timm_mix
-from timm_mix.tasks._base import soft_criterion
 from timm_mix.tasks.mixer import MixerTask
 
 
@@ -76,37 +73,6 @@ def test_a_batch_that_is_none_of_images_is_an_error():
     x, y = batch()
     with pytest.raises(ValueError, match=r"input must be a batch of images \[B, C, H, W\], got \[5, 64, 64\]"):
         _task()(x[:, 0], y)
-
-
-@pytest.mark.parametrize(
-    "criterion",
-    [
-        nn.CrossEntropyLoss(),
-        nn.CrossEntropyLoss(label_smoothing=0.2),
-        LabelSmoothingCrossEntropy(0.2),
-        BinaryCrossEntropy(0.2),
-        BinaryCrossEntropy(0.2, target_threshold=0.3),
-        PolyCrossEntropy(smoothing=0.2),
-    ],
-)
-def test_one_hot_labels_cost_what_indices_cost(criterion):
-    generator = torch.Generator().manual_seed(0)
-    z, y = torch.randn(5, K, generator=generator), torch.randint(K, (5,), generator=generator)
-    soft = soft_criterion(criterion)
-    torch.testing.assert_close(soft(z, F.one_hot(y, K).float()), criterion(z, y))
-
-
-def test_a_criterion_without_smoothing_stays_itself():
-    criterion = BinaryCrossEntropy(0.0)
-    assert soft_criterion(criterion) is criterion
-
-
-def test_a_soft_cross_entropy_takes_class_indices_too():
-    z, y = torch.randn(5, K), torch.arange(5) % K
-    soft = F.one_hot(y, K).float()
-    expected = SoftTargetCrossEntropy()(z, soft)
-    for target in (y, soft):
-        torch.testing.assert_close(soft_criterion(SoftTargetCrossEntropy())(z, target), expected)
 
 
 def test_the_clock_takes_what_becomes_known_later():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import LabelSmoothingCrossEntropy
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,7 +16,6 @@ from timm_mix.functional.blocks import BLOCKS
 from timm_mix.functional.mixmo import member_masks
 from timm_mix.functional.msda import kept_labels, kept_pixels
 from timm_mix.tasks import TASKS, task_settings
-from timm_mix.tasks._base import per_sample_loss
 
 B, C, H, W, K = 5, 3, 32, 32, 13
 SETTINGS = {"reduction": 4}  # of the tasks that have it
@@ -253,49 +252,6 @@ def test_a_compiled_model_gives_the_same_loss(name):
     compiled.compile(backend="eager", fullgraph=True)
     assert plain(x, y)["loss"].item() == pytest.approx(compiled(x, y)["loss"].item(), rel=1e-5)
     assert not any("_orig_mod" in key for key in compiled.get_checkpoint_state()["state_dict"])
-
-
-@pytest.mark.parametrize(
-    ("criterion", "soft"),
-    [
-        (nn.CrossEntropyLoss(), False),
-        (nn.CrossEntropyLoss(label_smoothing=0.1), True),
-        (LabelSmoothingCrossEntropy(0.1), False),
-        (SoftTargetCrossEntropy(), True),
-        (lambda z, y: -z.log_softmax(-1).gather(1, y[:, None]).square().mean(), False),
-        (BinaryCrossEntropy(smoothing=0.1), False),
-        (BinaryCrossEntropy(), True),
-    ],
-)
-def test_any_criterion_is_taken_per_sample(criterion, soft):
-    logits = torch.randn(B, 3, K)
-    target = torch.softmax(torch.randn(B, 3, K), -1) if soft else torch.randint(K, (B, 3))
-    losses = per_sample_loss(criterion, logits, target)
-    for b in range(B):
-        for i in range(3):
-            torch.testing.assert_close(losses[b, i], criterion(logits[b, i][None], target[b, i][None]))
-
-
-@pytest.mark.parametrize(
-    "criterion",
-    [
-        nn.CrossEntropyLoss(weight=torch.arange(1.0, K + 1)),
-        nn.CrossEntropyLoss(ignore_index=2),
-        nn.CrossEntropyLoss(weight=torch.arange(1.0, K + 1), label_smoothing=0.1, ignore_index=1),
-    ],
-)
-def test_weighted_and_ignored_labels_count_as_in_the_criterion_itself(criterion):
-    logits, target = torch.randn(B, 3, K), torch.arange(B * 3).view(B, 3) % K
-    expected = criterion(logits.flatten(0, 1), target.flatten())
-    torch.testing.assert_close(per_sample_loss(criterion, logits, target).mean(), expected)
-
-
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-def test_a_criterion_that_does_not_average_is_refused(reduction):
-    with pytest.raises(ValueError, match=f"criterion must average over the batch .*got '{reduction}'"):
-        per_sample_loss(nn.CrossEntropyLoss(reduction=reduction), torch.randn(B, 3, K), torch.zeros(B, 3).long())
-    with pytest.raises(ValueError, match="criterion must return the mean over a batch, one number"):
-        per_sample_loss(lambda z, y: z.sum(-1), torch.randn(B, 3, K), torch.zeros(B, 3).long())
 
 
 def test_the_criterion_is_used():

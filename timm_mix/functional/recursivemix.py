@@ -14,6 +14,7 @@ from torch import Tensor
 
 from timm_mix.functional.boxes import draw_boxes, lam_of
 from timm_mix.functional.checks import check_choice, check_share
+from timm_mix.functional.probabilities import log_probabilities
 
 __all__ = ["MODES", "RecursiveMixPlan", "paste_history", "plan_recursivemix", "recursive_targets", "region_consistency"]
 
@@ -99,19 +100,23 @@ def recursive_targets(targets: Tensor, old: Tensor, plan: RecursiveMixPlan) -> T
     return torch.cat([mixed, targets[count:]])
 
 
-def region_consistency(region: Tensor, old: Tensor, plan: RecursiveMixPlan, batch: int) -> Tensor:
+def region_consistency(
+    region: Tensor, old: Tensor, plan: RecursiveMixPlan, batch: int, *, sigmoid: bool = False
+) -> Tensor:
     """(1 - lam) soft-CE(region's logits, softmax(old logits)), mean over the batch (paper, sec. 3.2; without omega).
 
     The paper writes KL to the old prediction, its code the cross-entropy: the same gradient.
 
     Shapes: region [B', K], logits of the features under the box.   old [B', K], detached.   batch: B, which the mean
         is over; rows without history count as 0.   returns a scalar.
+    Args:
+        sigmoid: each class is a question of its own (multi-label); mean over the classes.
 
     >>> plan = RecursiveMixPlan((0, 4, 0, 4), lam=0.75)
     >>> alike = torch.zeros(5, 4)  # (1 - lam) ln 4
     >>> round(float(region_consistency(alike, alike, plan, batch=5)), 4)
     0.3466
     """
-    wide = region.float() if region.element_size() < 4 else region
-    teacher = F.softmax(old.to(wide.dtype), dim=1)
-    return (1 - plan.lam) * -(teacher * F.log_softmax(wide, dim=1)).sum() / batch
+    told = log_probabilities(region, sigmoid=sigmoid)  # [B', questions, answers]
+    teacher = log_probabilities(old.to(told.dtype), sigmoid=sigmoid).exp()
+    return (1 - plan.lam) * -(teacher * told).sum() / (batch * told.shape[1])

@@ -8,10 +8,10 @@ import dataclasses
 import math
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 
 from timm_mix.functional.plan import MixPlan, plan_mixup
+from timm_mix.functional.probabilities import log_probabilities
 
 __all__ = [
     "DIVERGENCES",
@@ -79,53 +79,53 @@ def divided_dropout(p: float, split: int, *, linear: bool = False) -> float:
     return p / (split if linear else math.sqrt(split))
 
 
-def jensen_shannon(logits: Tensor) -> Tensor:
+def jensen_shannon(logits: Tensor, *, sigmoid: bool = False) -> Tensor:
     """JS = H(mean_i p_i) - mean_i H(p_i), natural logarithm, mean over the batch (eq. 5).
 
     Gradients flow through every p_i. Computed from log-probabilities, in float32 at least, so that it stays
     finite for confident members.
 
     Shapes: logits [B, S, K].   returns a scalar in [0, ln S].
+    Args:
+        sigmoid: each class is a question of its own (multi-label); mean over the classes.
 
     >>> import torch
     >>> sure = torch.tensor([[[30.0, 0.0], [0.0, 30.0]]])  # two members, certain of different classes: ln 2
     >>> round(float(jensen_shannon(sure)), 4)
     0.6931
     """
-    log_p = _log_probabilities(logits)
-    log_mean = log_p.logsumexp(1) - math.log(logits.shape[1])  # [B, K]
+    log_p = log_probabilities(logits, sigmoid=sigmoid)  # [B, S, questions, answers]
+    log_mean = log_p.logsumexp(1) - math.log(logits.shape[1])
     entropy_of_mean = -(log_mean.exp() * log_mean).sum(-1)
     mean_of_entropies = -(log_p.exp() * log_p).sum(-1).mean(1)
     return (entropy_of_mean - mean_of_entropies).mean()
 
 
-def pairwise_kl(logits: Tensor) -> Tensor:
+def pairwise_kl(logits: Tensor, *, sigmoid: bool = False) -> Tensor:
     """Sum over ordered pairs of KL(p_j || p_i) / (S - 1), mean over the batch: the published alternative to JS.
 
     In each pair p_j is the teacher, through which no gradient flows. A single member has no pair: 0.
 
     Shapes: logits [B, S, K].   returns a scalar >= 0, up to rounding.
+    Args:
+        sigmoid: each class is a question of its own (multi-label); mean over the classes.
 
     >>> import torch
     >>> logits = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     >>> round(float(pairwise_kl(logits)), 4)  # KL from either member to the other, added up
     0.9242
     """
-    log_p = _log_probabilities(logits)
+    log_p = log_probabilities(logits, sigmoid=sigmoid)  # [B, S, questions, answers]
     log_teacher = log_p.detach()
     teacher = log_teacher.exp()
     members = logits.shape[1]
     # all S^2 pairs at once: a member's divergence from itself is 0, and so is its gradient
-    negative_entropies = members * (teacher * log_teacher).sum((1, 2))
+    negative_entropies = members * (teacher * log_teacher).sum((1, 3))
     cross = (teacher.sum(1) * log_p.sum(1)).sum(-1)
     return (negative_entropies - cross).mean() / max(members - 1, 1)
 
 
 DIVERGENCES = {"js": jensen_shannon, "kl": pairwise_kl}
-
-
-def _log_probabilities(logits: Tensor) -> Tensor:
-    return F.log_softmax(logits.float() if logits.element_size() < 4 else logits, dim=-1)
 
 
 def cotraining_weight(epoch: int, weight: float, warmup_epochs: float) -> float:

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, PolyCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_mix.functional.checks import check_count
 from timm_mix.tasks.facts import Facts, Work
+from timm_mix.tasks.losses import LabelLoss
 
-__all__ = ["MemberTask", "MixingTask", "check_unwrapped", "names_without_decay", "per_sample_loss", "soft_criterion"]
+__all__ = ["MemberTask", "MixingTask", "check_unwrapped", "names_without_decay"]
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,7 +28,8 @@ class MixingTask(TrainingTask):
 
     Args:
         model: has `num_classes`; the task may ask for more.
-        criterion: (logits [B, K], target) -> mean loss over the batch; None is nn.CrossEntropyLoss().
+        criterion: (logits [B, K], target) -> mean loss over the batch, or its sum; None is nn.CrossEntropyLoss().
+            Any of torch's and timm's: `label_loss` brings it what it takes (see tasks/losses.py).
         num_classes: must be the model's.
         seed: with the rank it seeds the generator of all draws.
         total_steps: length of the training; None leaves schedules at their start.
@@ -36,13 +37,13 @@ class MixingTask(TrainingTask):
         rank: of this process; None asks torch.distributed.
     Raises:
         ValueError: a model without classes, another number of classes, a seed < 0, total_steps or steps_per_epoch < 1
-            or an epoch longer than the training.
+            or an epoch longer than the training; a criterion that LabelLoss refuses.
 
     >>> import timm
     >>> class Plain(MixingTask):
     ...     def forward(self, input, target):
     ...         self.step += 1
-    ...         return {"loss": self.criterion(self.trainable_module(input), target)}
+    ...         return {"loss": self.label_loss(self.trainable_module(input), target)}
     >>> model = timm.create_model("test_resnet", num_classes=5)
     >>> task = Plain(model, num_classes=5, total_steps=10, steps_per_epoch=5)
     >>> task(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))["loss"].shape
@@ -52,6 +53,7 @@ class MixingTask(TrainingTask):
     """
 
     facts: ClassVar[Facts] = Facts()
+    weighs_samples: ClassVar[bool] = False  # the task asks for the losses of single samples
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class MixingTask(TrainingTask):
         super().__init__(device=device or parameter.device, dtype=dtype or parameter.dtype, verbose=verbose)
         self.trainable_module = model
         self.criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+        self.label_loss = LabelLoss(self.criterion, num_classes, each=self.weighs_samples)
         self.num_classes = num_classes
         self.seed = seed
         self.rank = _rank() if rank is None else rank
@@ -197,6 +200,7 @@ class MixingTask(TrainingTask):
                 f"labels, got {list(target.shape)} {str(target.dtype).removeprefix('torch.')}"
             )
         if indices:
+            self.label_loss.check(target)
             return target.long()
         return target if target.is_floating_point() else target.float()
 
@@ -249,95 +253,12 @@ def names_without_decay(model: nn.Module, prefix: str) -> set[str]:
     return {f"{prefix}.{name}" for name in plain.no_weight_decay()} if hasattr(plain, "no_weight_decay") else set()
 
 
-def soft_criterion(criterion: Criterion) -> Criterion:
-    """The same criterion for soft labels: timm's label smoothing takes class indices only, torch's takes both.
-
-    timm's BinaryCrossEntropy and PolyCrossEntropy take both, but smooth class indices only; its SoftTargetCrossEntropy
-    takes soft labels only, torch's is the same and takes both.
-
-    >>> soft_criterion(LabelSmoothingCrossEntropy(0.1)).label_smoothing
-    0.1
-    >>> round(float(soft_criterion(SoftTargetCrossEntropy())(torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]))), 4)  # ln 2
-    0.6931
-    """
-    if isinstance(criterion, SoftTargetCrossEntropy):
-        return nn.CrossEntropyLoss()
-    if isinstance(criterion, LabelSmoothingCrossEntropy):
-        return nn.CrossEntropyLoss(label_smoothing=criterion.smoothing)
-    if isinstance(criterion, BinaryCrossEntropy | PolyCrossEntropy) and criterion.smoothing:
-        return _SmoothedTargets(criterion)
-    return criterion
-
-
-class _SmoothedTargets(nn.Module):
-    """A criterion of timm's, its smoothing applied to soft labels as it is to class indices."""
-
-    def __init__(self, criterion: nn.Module):
-        super().__init__()
-        self.criterion = criterion
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        if target.ndim == 2 and not getattr(self.criterion, "smooth_dense", False):
-            smoothing = self.criterion.smoothing
-            target = target * (1 - smoothing) + smoothing / target.shape[1]
-        return self.criterion(logits, target)
-
-
-def per_sample_loss(criterion: Criterion, logits: Tensor, target: Tensor) -> Tensor:
-    """The criterion of every member and sample on its own: their mean is criterion(all logits, all targets).
-
-    For nn.CrossEntropyLoss (class weights and ignored labels included) and every criterion that is a plain mean over
-    the samples.
-
-    Shapes: logits [B, N, K].   target [B, N] int64 or [B, N, K].   returns [B, N].
-    Raises:
-        ValueError: a criterion that does not return one number for a batch.
-
-    >>> logits = torch.zeros(4, 2, 5)  # of two members
-    >>> losses = per_sample_loss(nn.CrossEntropyLoss(), logits, torch.zeros(4, 2, dtype=torch.long))
-    >>> losses.shape, round(float(losses[0, 0]), 4)  # ln 5
-    (torch.Size([4, 2]), 1.6094)
-    """
-    z = (logits.float() if logits.element_size() < 4 else logits).flatten(0, 1)
-    y = target.flatten(0, 1)
-    if type(criterion) is nn.CrossEntropyLoss:
-        return _cross_entropies(criterion, z, y).unflatten(0, logits.shape[:2])
-    if y.ndim == 1 and isinstance(criterion, BinaryCrossEntropy):
-        y = _smooth_one_hot(y, z.shape[1], criterion.smoothing)  # its own scatter cannot be vectorised
-    elif y.ndim == 1 and isinstance(criterion, SoftTargetCrossEntropy):
-        y = _smooth_one_hot(y, z.shape[1], 0.0)
-    losses = torch.func.vmap(lambda one, label: criterion(one[None], label[None]))(z, y)
-    if losses.shape != y.shape[:1]:
-        raise ValueError("criterion must return the mean over a batch, one number; take reduction='mean'")
-    return losses.unflatten(0, logits.shape[:2])
-
-
-def _cross_entropies(criterion: nn.CrossEntropyLoss, z: Tensor, y: Tensor) -> Tensor:
-    """nn.CrossEntropyLoss per sample; with indices its mean is weighted, so that the samples carry that weight."""
-    if criterion.reduction != "mean":
-        raise ValueError(f"criterion must average over the batch (reduction='mean'), got {criterion.reduction!r}")
-    weight, ignored = criterion.weight, criterion.ignore_index
-    losses = nn.functional.cross_entropy(
-        z, y, weight=weight, ignore_index=ignored, label_smoothing=criterion.label_smoothing, reduction="none"
-    )
-    if y.ndim == 1:
-        counted = (y != ignored).to(losses.dtype)
-        weights = counted if weight is None else counted * weight[y.clamp(min=0)]
-        losses = losses * (losses.numel() / weights.sum())
-    return losses
-
-
 def _check_clock(seed: int, total_steps: int | None, steps_per_epoch: int | None) -> None:
     check_count("seed", seed, least=0)
     check_count("total_steps", total_steps, optional=True)
     check_count("steps_per_epoch", steps_per_epoch, optional=True)
     if total_steps is not None and steps_per_epoch is not None and steps_per_epoch > total_steps:
         raise ValueError(f"an epoch of {steps_per_epoch} steps is longer than the training, total_steps={total_steps}")
-
-
-def _smooth_one_hot(y: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    one_hot = nn.functional.one_hot(y, num_classes).float()
-    return one_hot * (1 - smoothing) + smoothing / num_classes
 
 
 def _rank() -> int:

@@ -201,7 +201,8 @@ class AutoMixTask(MixingTask):
         one, ce, mixed, masks, block = self.trainable_module(input, features, plan, learns, learner, plain, judge)
         partners = torch.from_numpy(plan.partners_bb).to(input.device, non_blocking=True)
         terms = {"ce": ce, "mixed": self._mixup_ce(mixed, target, partners, plan.lam_bb), "block": block}
-        terms["mask"] = mask_loss(masks, plan.lam_mb, self.variance) if learns else 0.0 * mixed.sum()
+        mask = mask_loss(masks, plan.lam_mb, self.variance) if learns else 0.0 * mixed.sum()
+        terms["mask"] = self.label_loss.beside(mask, len(input))
         weight = mask_loss_weight(self._iteration, self.mask_weight, self.mask_decay)
         loss = terms["ce"] + terms["mixed"] + terms["block"] + weight * terms["mask"]
         self.step += 1
@@ -233,7 +234,7 @@ class AutoMixTask(MixingTask):
 
         In float16 it waits for the loss scale of the caller's backward; so it does where the criterion learns as well.
         """
-        ce = self.criterion(_wide(logits), target) / self.one_hot_prob
+        ce = self.label_loss(logits, target) / self.one_hot_prob
         learning = isinstance(self.criterion, nn.Module) and any(p.requires_grad for p in self.criterion.parameters())
         if learning or not ce.requires_grad or in_float16(logits):
             return ce, []
@@ -241,8 +242,9 @@ class AutoMixTask(MixingTask):
         return ce.detach(), taken
 
     def _mixup_ce(self, logits: Tensor, target: Tensor, partners: Tensor, lam: float) -> Tensor:
-        wide = _wide(logits)
-        return lam * self.criterion(wide, target) + (1 - lam) * self.criterion(wide, target[partners])
+        labels = self.label_loss.labels(target)
+        rows = lam * labels.rows + (1 - lam) * labels.rows[partners]
+        return self.label_loss(logits, labels._replace(rows=rows))
 
     def _version(self) -> int:
         """Counts the optimizer's updates: every one of them writes into the parameters."""
@@ -321,10 +323,6 @@ class AutoMixTask(MixingTask):
             if not ema:
                 self.follower.second.load_state_dict(state["second"], strict=strict)
         self._caught_up()
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.float() if logits.element_size() < 4 else logits
 
 
 def _check_settings(block: str, weight: float, base: float, end: float, warmup: float) -> None:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from timm_mix.functional.checks import check_choice, check_not_negative, check_positive
 from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets
+from timm_mix.functional.probabilities import log_probabilities
 from timm_mix.functional.splitnet import DIVERGENCES, cotraining_weight, plan_shared_mixup
 from timm_mix.models import reduce_members
-from timm_mix.tasks._base import MemberTask, soft_criterion
+from timm_mix.tasks._base import MemberTask
 from timm_mix.tasks.facts import Example, Facts, Method
+from timm_mix.tasks.losses import Labels
 from timm_mix.tasks.member_parallel import check_member_group, gather_members
 
 __all__ = ["CoTrainingTask"]
@@ -101,7 +103,6 @@ class CoTrainingTask(MemberTask):
         if member_group is not None:
             check_member_group(unwrap_model(model), member_group)
         self.member_group = member_group
-        self.criterion = soft_criterion(self.criterion)
         numbers = {"weight": weight, "warmup_epochs": warmup_epochs, "mixup": mixup, "teacher_weight": teacher_weight}
         for name, value in numbers.items():
             check_not_negative(name, value)
@@ -141,7 +142,8 @@ class CoTrainingTask(MemberTask):
         plan = self.draw(input) if plan is None else plan
         if plan is not None:
             input = apply_mix(input.flatten(1, -3), plan).reshape(input.shape)  # the views of a sample as its channels
-            target = mix_targets(target, plan, self.num_classes)
+            labels = self.label_loss.labels(target)
+            target = labels._replace(rows=mix_targets(labels.rows, plan, self.num_classes))
         logits = self.trainable_module(input, return_members=True)
         if self.member_group is not None:
             logits = gather_members(logits, self.member_group)
@@ -153,15 +155,19 @@ class CoTrainingTask(MemberTask):
         return {**losses, "output": reduce_members(logits, unwrap_model(self.trainable_module).ensemble)}
 
     def _taught(self, teacher: DistillationTeacher, input: Tensor, logits: Tensor) -> Tensor:
-        """The parts' divergence from the teacher on their own views: sum_i T^2 KL(teacher | part i), batch mean."""
+        """The parts' divergence from the teacher on their own views: sum_i T^2 KL(teacher | part i), batch mean.
+
+        Under a sigmoid's criterion that of every class, averaged.
+        """
         mean, std = (self._normalisation(key, input) for key in ("mean", "std"))
         views = input if input.ndim == 5 else input[:, None]
         with torch.no_grad():
             wanted = teacher(teacher.normalize_input(views.flatten(0, 1), mean, std)).float()
-        wanted = (wanted / self.temperature).log_softmax(-1).unflatten(0, views.shape[:2]).expand_as(logits)
-        given = (logits.float() / self.temperature).log_softmax(-1)
-        divergence = nn.functional.kl_div(given, wanted, reduction="none", log_target=True).sum((1, 2)).mean()
-        return divergence * self.temperature**2
+        sigmoid = self.label_loss.sigmoid
+        wanted = wanted.unflatten(0, views.shape[:2]).expand_as(logits)
+        said = [log_probabilities(z.float() / self.temperature, sigmoid=sigmoid) for z in (logits, wanted)]
+        divergence = nn.functional.kl_div(*said, reduction="none", log_target=True).sum((1, 3)).mean()
+        return self.label_loss.beside(divergence * self.temperature**2, len(logits))
 
     def _normalisation(self, key: str, input: Tensor) -> Tensor:
         """[1, C, 1, 1]; of colours, where the images are grey, their mean."""
@@ -171,16 +177,17 @@ class CoTrainingTask(MemberTask):
             values = values.mean(0, keepdim=True)
         return values.view(1, -1, 1, 1)
 
-    def losses(self, logits: Tensor, target: Tensor, epoch: int) -> dict[str, Tensor]:
+    def losses(self, logits: Tensor, target: Tensor | Labels, epoch: int) -> dict[str, Tensor]:
         """The loss of members' logits, and its terms for logging.
 
         Where the logits of some members are constants, the gradient of the others is that of the whole loss.
 
-        Shapes: logits [B, S, K].   target [B] int64 or [B, K].
+        Shapes: logits [B, S, K].   target [B] int64, [B, K] or Labels.
         """
-        ce = torch.stack([self.criterion(part.float(), target) for part in logits.unbind(1)]).sum()
+        ce = torch.stack([self.label_loss(part, target) for part in logits.unbind(1)]).sum()
         if not self.weight:
             return {"loss": ce, "ce": ce.detach()}
-        cot = DIVERGENCES[self.divergence](logits)
+        cot = DIVERGENCES[self.divergence](logits, sigmoid=self.label_loss.sigmoid)
+        cot = self.label_loss.beside(cot, len(logits))
         loss = ce + cotraining_weight(epoch, self.weight, self.warmup_epochs) * cot
         return {"loss": loss, "ce": ce.detach(), "cot": cot.detach()}

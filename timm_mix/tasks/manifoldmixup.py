@@ -10,7 +10,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets, plan_mixup
-from timm_mix.tasks._base import MixingTask, soft_criterion
+from timm_mix.tasks._base import MixingTask
 from timm_mix.tasks.facts import Facts, Method
 
 __all__ = ["ManifoldMixupTask"]
@@ -34,7 +34,7 @@ class ManifoldMixupTask(MixingTask):
         model: a timm model with feature_info, whose stages are modules.
         alpha: Beta parameter (published: 2 on CIFAR).
         stages: to draw from; 0 is the image, i the i-th feature level; None: the image and all levels but the last.
-        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...). The criterion takes soft labels.
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with loss: scalar.   output: [B, K], of the mix.
     Raises:
         ValueError: a model without stages, a stage that it does not have, alpha <= 0, a target of another shape.
@@ -47,7 +47,7 @@ class ManifoldMixupTask(MixingTask):
     torch.Size([4, 5])
     """
 
-    facts = Facts(METHOD, soft_labels=True)
+    facts = Facts(METHOD)
 
     def __init__(
         self,
@@ -59,7 +59,6 @@ class ManifoldMixupTask(MixingTask):
         **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        self.criterion = soft_criterion(self.criterion)
         names = _stage_modules(unwrap_model(model))
         if any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
             raise ValueError(
@@ -101,9 +100,8 @@ class ManifoldMixupTask(MixingTask):
                 self._site.close()
             if not mixed:
                 raise ValueError(f"stage {stage} of the network did not run as a module; leave it out of stages")
-        loss = self.criterion(
-            logits.float() if logits.element_size() < 4 else logits, mix_targets(target, mix, self.num_classes)
-        )
+        labels = self.label_loss.labels(target)
+        loss = self.label_loss(logits, labels._replace(rows=mix_targets(labels.rows, mix, self.num_classes)))
         self.step += 1
         return {"loss": loss, "output": logits}
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from timm_mix.functional.checks import check_count
 from timm_mix.mixers import Mixer
-from timm_mix.tasks._base import MixingTask, soft_criterion
-from timm_mix.tasks.facts import Facts
+from timm_mix.tasks._base import MixingTask
 
 __all__ = ["MixerTask"]
 
@@ -21,7 +20,7 @@ class MixerTask(MixingTask):
     Args:
         mixer: see mixers.create_mixer.
         off_epoch: the epoch, from 0, in which mixing ends; None: never. Needs steps_per_epoch.
-        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...). The criterion takes soft labels.
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with loss: scalar.   output: [B, K], of the mix.
     Raises:
         ValueError: off_epoch < 0 or without steps_per_epoch, a target of another shape.
@@ -33,8 +32,6 @@ class MixerTask(MixingTask):
     >>> task(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3]))["output"].shape
     torch.Size([4, 5])
     """
-
-    facts = Facts(soft_labels=True)
 
     def __init__(
         self,
@@ -49,7 +46,6 @@ class MixerTask(MixingTask):
         check_count("off_epoch", off_epoch, least=0, optional=True)
         if off_epoch is not None and self.steps_per_epoch is None:
             raise ValueError(f"off_epoch={off_epoch} needs steps_per_epoch, the number of batches in an epoch")
-        self.criterion = soft_criterion(self.criterion)
         self.mixer = mixer
         self.off_epoch = off_epoch
         self._hand_over()
@@ -59,9 +55,10 @@ class MixerTask(MixingTask):
             raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
         target = self._checked_target(input, target)
         self.mixer.mixup_enabled = self.off_epoch is None or self.epoch < self.off_epoch
-        mixed, labels = self.mixer(input, target)
+        labels = self.label_loss.labels(target)
+        mixed, rows = self.mixer(input, labels.rows)
         logits = self.trainable_module(mixed)
-        loss = self.criterion(logits.float() if logits.element_size() < 4 else logits, labels)
+        loss = self.label_loss(logits, labels._replace(rows=rows))
         self.step += 1
         return {"loss": loss, "output": logits}
 

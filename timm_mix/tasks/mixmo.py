@@ -19,7 +19,7 @@ from timm_mix.functional.mixmo import (
 )
 from timm_mix.functional.msda import MsdaPlan, kept_labels, kept_pixels, plan_msda
 from timm_mix.models import reduce_members
-from timm_mix.tasks._base import MemberTask, per_sample_loss
+from timm_mix.tasks._base import MemberTask
 from timm_mix.tasks.facts import Example, Facts, Method
 
 __all__ = ["MixMoTask"]
@@ -78,6 +78,7 @@ class MixMoTask(MemberTask):
     ((16, 16, 16), torch.Size([4, 5]))
     """
 
+    weighs_samples = True
     facts = Facts(METHOD, example=Example("mixmo", {"members": 2}, {"block": "cut"}))
 
     def __init__(
@@ -164,14 +165,15 @@ class MixMoTask(MemberTask):
         masks, ratios = member_masks(plan, input.device)
         if msda is None:
             logits = self.trainable_module(members, masks=masks, return_members=True)
-            losses = per_sample_loss(self.criterion, logits, target[images])
+            losses = self.label_loss.each(logits, target[images])
         else:
             partners = torch.from_numpy(msda.partners).to(input.device, non_blocking=True)
             keep, lam = kept_labels(kept_pixels(msda, input.device), masks)
             members = torch.lerp(input[partners.T].transpose(0, 1), members, keep.to(input.dtype))
             logits = self.trainable_module(members, masks=masks, return_members=True)
-            own = per_sample_loss(self.criterion, logits, target[images])
-            losses = lam * own + (1 - lam) * per_sample_loss(self.criterion, logits, target[partners])
+            labels = self.label_loss.labels(target)
+            rows = torch.lerp(labels.rows[partners], labels.rows[images], lam[..., None].to(labels.rows.dtype))
+            losses = self.label_loss.each(logits, labels._replace(rows=rows))
         loss = (member_weights(ratios.to(losses.dtype), self.r) * losses).sum(1).mean()
         self.step += 1
         ensemble = unwrap_model(self.trainable_module).ensemble

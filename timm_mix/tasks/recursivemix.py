@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from timm_mix.functional.checks import check_choice, check_not_negative
 from timm_mix.functional.recursivemix import (
@@ -18,7 +17,7 @@ from timm_mix.functional.recursivemix import (
     region_consistency,
 )
 from timm_mix.models import prefix_matcher
-from timm_mix.tasks._base import MixingTask, check_unwrapped, names_without_decay, soft_criterion
+from timm_mix.tasks._base import MixingTask, check_unwrapped, names_without_decay
 from timm_mix.tasks._region import check_feature_map, feature_map, region_logits, region_vector
 from timm_mix.tasks.facts import Facts, Method
 
@@ -56,7 +55,7 @@ class RecursiveMixTask(MixingTask):
         resize: of the history, `nearest` or `bilinear`.
         region_head: `separate`, a linear layer of its own, or `shared`, the model's classifier.
         steps_per_epoch: the history is emptied at the start of every epoch; without it, never.
-        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...). The criterion takes soft labels.
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
         loss: scalar.   output: [B, K], of the mixed images.   ce, consistency: detached, the latter without omega.
     Raises:
@@ -69,7 +68,7 @@ class RecursiveMixTask(MixingTask):
     (['ce', 'consistency', 'loss', 'output'], ['images', 'logits', 'targets'])
     """
 
-    facts = Facts(METHOD, soft_labels=True)
+    facts = Facts(METHOD)
 
     def __init__(
         self,
@@ -89,7 +88,6 @@ class RecursiveMixTask(MixingTask):
         plan = plan_recursivemix((1, 1), alpha, rng=np.random.default_rng(0))  # a wrong setting is an error now
         paste_history(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), plan, resize)
         check_feature_map(model)
-        self.criterion = soft_criterion(self.criterion)
         self.alpha = alpha
         self.omega = omega
         self.resize = resize
@@ -111,7 +109,8 @@ class RecursiveMixTask(MixingTask):
         """One step; `plan` fixes its chance (drawn when it is None)."""
         if input.ndim != 4:
             raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
-        labels = self._soft(self._checked_target(input, target))
+        target = self._checked_target(input, target)
+        labels = self.label_loss.labels(target)
         if self._begins_epoch():
             self.history = None
         plan = self.draw(input) if plan is None else plan
@@ -121,14 +120,14 @@ class RecursiveMixTask(MixingTask):
         mixed = input
         if self.history is not None and plan.lam < 1:
             mixed = paste_history(input, self.history["images"], plan, self.resize)
-            labels = recursive_targets(labels, self.history["targets"], plan)
+            labels = labels._replace(rows=recursive_targets(labels.rows, self.history["targets"], plan))
         box = torch.tensor(plan.box).to(input.device, non_blocking=True)
         logits, region = self.trainable_module(mixed, box)
-        ce = self.criterion(logits.float() if logits.element_size() < 4 else logits, labels)
+        ce = self.label_loss(logits, labels)
         consistency = self._consistency(region, plan)
         mixed = mixed.clone() if mixed is input else mixed  # a loader may write over its batch
-        labels = labels.clone() if labels is target else labels
-        self.history = {"images": mixed.detach(), "targets": labels.detach(), "logits": logits.detach()}
+        rows = labels.rows.clone() if labels.rows is target else labels.rows
+        self.history = {"images": mixed.detach(), "targets": rows.detach(), "logits": logits.detach()}
         self.step += 1
         loss = ce + self.omega * consistency
         return {"loss": loss, "output": logits, "ce": ce.detach(), "consistency": consistency.detach()}
@@ -136,16 +135,15 @@ class RecursiveMixTask(MixingTask):
     def _begins_epoch(self) -> bool:
         return self.steps_per_epoch is not None and self.step % self.steps_per_epoch == 0
 
-    def _soft(self, target: Tensor) -> Tensor:
-        return F.one_hot(target, self.num_classes).float() if target.ndim == 1 else target
-
     def _consistency(self, region: Tensor, plan: RecursiveMixPlan) -> Tensor:
         """Zero without a box, but still a function of the region head, which DDP wants in every step."""
         if self.history is None or plan.lam == 1:
             return 0.0 * region.float().sum()
         old = self.history["logits"]
         count = min(len(region), len(old))
-        return region_consistency(region[:count], old[:count], plan, len(region))
+        sigmoid = self.label_loss.sigmoid
+        term = region_consistency(region[:count], old[:count], plan, len(region), sigmoid=sigmoid)
+        return self.label_loss.beside(term, len(region))
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
         """Compile the training network and the plain model; before prepare_distributed."""

@@ -223,7 +223,7 @@ def build_task(
     with user_errors(f"create task {wanted.name!r}"):
         criterion = create_classification_loss(smoothing=wanted.smoothing, soft_targets=wanted.mixes_samples)
         if wanted.mixer is not None:
-            return _mixer_task(wanted, model, num_classes, seed, clock)
+            return _mixer_task(wanted, model, criterion, num_classes, seed, clock)
         if wanted.name == PLAIN:
             if wanted.mix:
                 raise UsageError(f"task {PLAIN} has no settings, got mix: {', '.join(wanted.mix)}; drop them")
@@ -233,15 +233,15 @@ def build_task(
 
 
 def _mixer_task(
-    wanted: TaskSettings, model: nn.Module, num_classes: int, seed: int, clock: dict[str, int]
+    wanted: TaskSettings, model: nn.Module, criterion: nn.Module, num_classes: int, seed: int, clock: dict[str, int]
 ) -> MixerTask:
-    """Plain classification of what a mixer makes of the batches; the mixer smooths the labels."""
+    """Plain classification of what a mixer makes of the batches."""
     settings = dict(wanted.mix)
     off_epoch = settings.pop("off_epoch", None)
     shared: dict[str, Any] = {"num_classes": num_classes, "seed": seed}
-    mixer = create_mixer(wanted.mixer or "", label_smoothing=wanted.smoothing, **shared, **settings)
+    mixer = create_mixer(wanted.mixer or "", **shared, **settings)
     shared |= {"mixer": mixer, "off_epoch": off_epoch, "verbose": False, **clock}
-    return MixerTask(model, nn.CrossEntropyLoss(), **shared)
+    return MixerTask(model, criterion, **shared)
 
 
 def build_mixup(wanted: TaskSettings, num_classes: int) -> Mixup | None:
