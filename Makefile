@@ -1,13 +1,15 @@
 # Each target makes its own .venv when it is missing and reuses it when it is not.
-#   make demo   make test   make test-oldest   make lint   make timm-suite   make benchmark   make chaos   make hub-matrix   make weights-check
+#   make demo   make test   make test-oldest   make lint   make timm-suite   make benchmark   make chaos
+#   make ecosystem   make hub-matrix   make weights-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # for the oldest versions that are supported; the oldest Python too, where there is one
 PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 OLDEST := .venv-oldest
+ECOSYSTEM := .venv-ecosystem
 
-.PHONY: demo test test-all test-oldest lint format timm-suite benchmark chaos hub-matrix weights-check clean
+.PHONY: demo test test-all test-oldest lint format timm-suite benchmark chaos ecosystem hub-matrix weights-check clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed-%: pyproject.toml
@@ -23,7 +25,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 -m 'not gpu and not hub_matrix'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu and not hub_matrix and not ecosystem'
 
 $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON_OLDEST) -m venv $(OLDEST)
@@ -33,7 +35,7 @@ $(OLDEST)/.installed: pyproject.toml tests/oldest.txt
 
 # The suite with the oldest versions of everything (exact: tests/oldest.txt); tests of pushing skip, they need a newer client.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -n 2 -m 'not gpu and not hub_matrix'
+	$(OLDEST)/bin/python -m pytest -n 2 -m 'not gpu and not hub_matrix and not ecosystem'
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -59,9 +61,21 @@ chaos: $(VENV)/.installed-dev
 hub-matrix: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m hub_matrix --timeout 1800
 
+# Lightning, transformers, segmentation_models_pytorch, torch_uncertainty and onnxruntime with our models and tasks, in an
+# environment that lies beside the other and sees its packages.
+$(ECOSYSTEM)/.installed: $(VENV)/.installed-dev tests/ecosystem/requirements.txt
+	test -x $(ECOSYSTEM)/bin/python || $(BIN)/python -m venv $(ECOSYSTEM)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(ECOSYSTEM)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside.pth"
+	$(ECOSYSTEM)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/ecosystem/requirements.txt
+	touch $@
+
+ecosystem: $(ECOSYSTEM)/.installed
+	$(ECOSYSTEM)/bin/python -m pytest -m ecosystem tests/ecosystem
+
 # Runs the line that every results.json in model_cards/weights quotes and compares its top-1: make weights-check DATA=path/to/cifar100
 weights-check: $(VENV)/.installed-dev
 	$(BIN)/python tests/weights_check.py $(if $(DATA),--data $(DATA))
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .timm_suite .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(ECOSYSTEM) .timm_suite .pytest_cache .mypy_cache .ruff_cache build *.egg-info

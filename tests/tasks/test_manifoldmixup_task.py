@@ -60,6 +60,13 @@ def test_gradient_checkpointing_is_refused():
             _task(model=model)
 
 
+def test_gradient_checkpointing_that_is_switched_on_later_is_refused_too():
+    task = _task()
+    task.trainable_module.set_grad_checkpointing(True)
+    with pytest.raises(ValueError, match="which gradient checkpointing runs twice: drop it"):
+        task(*batch())
+
+
 def test_a_stage_that_does_not_run_is_named():
     model = small_net("resnet")
     model.feature_info[1]["module"] = "layer1.0.downsample_that_is_not_called"

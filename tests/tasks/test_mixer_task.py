@@ -39,6 +39,15 @@ def test_draws_are_those_of_seed_and_rank_and_go_on_from_the_state(mixer):
     assert torch.equal(later(x, y)["loss"], task(x, y)["loss"])
 
 
+def test_the_state_dict_alone_goes_on():
+    one, two = _task(mixer="switch", seed=1), _task(mixer="switch", seed=2)
+    one(*batch())
+    state = one.state_dict()
+    two.load_state_dict(state)
+    assert two.step == 1
+    assert torch.equal(one(*batch())["loss"], two(*batch())["loss"])
+
+
 def test_the_state_of_another_rank_leaves_a_generator_of_its_own():
     (x, y), task = batch(), _task()
     task(x, y)

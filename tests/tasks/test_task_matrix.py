@@ -79,6 +79,47 @@ def test_a_resumed_task_goes_on_to_the_bit(row, column):
 
 
 @pytest.mark.parametrize(("row", "column"), MATRIX)
+def test_a_task_goes_on_to_the_bit_from_its_state_dict_alone(row, column):
+    """As in Lightning, transformers' Trainer and Accelerate's save_state, which know nothing of timm's tasks."""
+    batches = [batch_of(column, seed) for seed in range(4)]
+    one = make_task(row, column)
+    own = optimizer_of(one)
+    train(one, own, batches[:2])
+    file = io.BytesIO()
+    torch.save({"task": one.state_dict(), "optimizer": own.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    places = [value.untyped_storage().data_ptr() for value in one.state_dict().values() if value.numel()]
+    assert len(set(places)) == len(places)  # no tensor twice, as safetensors want it
+    two = make_task(row, column, seed=9)
+    other = optimizer_of(two)
+    two.load_state_dict(saved["task"])
+    other.load_state_dict(saved["optimizer"])
+    for loss, again in zip(train(one, own, batches[2:]), train(two, other, batches[2:]), strict=True):
+        assert torch.equal(loss, again)
+    assert one.get_task_state()["rng"] == two.get_task_state()["rng"]
+    assert one.step == two.step == 4
+
+
+@pytest.mark.parametrize(("row", "column"), MATRIX)
+def test_nothing_of_the_task_stays_on_the_users_model(row, column):
+    task, batch = make_task(row, column), batch_of(column, 1)
+    model, before = task.get_eval_model(), None
+    for _ in range(2):
+        task(*batch)["loss"].backward()
+        own = {name for module in model.modules() for name in vars(module)}
+        assert before in (None, own)
+        before = own
+    for module in model.modules():
+        assert not [*module._forward_hooks, *module._forward_pre_hooks, *module._backward_hooks]
+    file = io.BytesIO()
+    torch.save(model.requires_grad_(False), file)  # pickled whole, as torch.save(model) does
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    assert torch.equal(again.eval()(batch[0]), model.eval()(batch[0]))
+
+
+@pytest.mark.parametrize(("row", "column"), MATRIX)
 def test_bf16_autocast_gives_nearly_the_same_loss_and_gradients(row, column):
     losses, norms = [], []
     for enabled in (False, True):

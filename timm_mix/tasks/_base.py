@@ -1,5 +1,6 @@
 """What the training tasks of this package share: the model in its seat, the clock, the generator, their state."""
 
+import io
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -82,6 +83,8 @@ class MixingTask(TrainingTask):
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
         self.step = 0
+        self._evaluated: tuple[nn.Module, ...] = ()  # where that is no part of what is trained, or compiled; a tuple,
+        # so that state_dict() holds no tensor twice
         self.rng = np.random.default_rng([seed, self.rank])
 
     @classmethod
@@ -137,15 +140,16 @@ class MixingTask(TrainingTask):
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
         """Compile the model; before prepare_distributed."""
         self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        self.eval_model = self.trainable_module
+        self._evaluated = (self.trainable_module,)
         return self.trainable_module
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """The model that is evaluated and saved, without what serves the training alone."""
         if module is None:
-            own = "eval_model_ema" if ema else "eval_model"
-            if hasattr(self, own):
-                return getattr(self, own)
+            if ema and hasattr(self, "eval_model_ema"):
+                return self.eval_model_ema
+            if self._evaluated and not ema:
+                return self._evaluated[0]
             module = self.get_trainable_module(ema=ema)
         return None if module is None else self._without_extras(module)
 
@@ -155,9 +159,7 @@ class MixingTask(TrainingTask):
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """The clock and the generator; loadable with weights_only=True."""
-        if ema:
-            return {}
-        return {"step": self.step, "seed": self.seed, "rank": self.rank, "rng": self.rng.bit_generator.state}
+        return {} if ema else self._own_state()
 
     def load_task_state(
         self,
@@ -175,6 +177,26 @@ class MixingTask(TrainingTask):
             return
         if not {"step", "rank", "rng"} <= set(state):
             raise ValueError(f"wanted the state of a {type(self).__name__} (step, rank, rng), got {', '.join(state)}")
+        self._load_own_state(state)
+
+    def get_extra_state(self) -> Tensor:
+        """Clock, generator and what else no parameter holds, for frameworks that save `state_dict()`: bytes, [n] uint8.
+
+        A tensor, because some of them write safetensors.
+        """
+        file = io.BytesIO()
+        torch.save(self._own_state(), file)
+        return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continue where the state was taken, as load_task_state does."""
+        self._load_own_state(torch.load(io.BytesIO(state.cpu().numpy().tobytes()), weights_only=True))
+
+    def _own_state(self) -> dict[str, Any]:
+        """What no module holds; loadable with weights_only=True."""
+        return {"step": self.step, "seed": self.seed, "rank": self.rank, "rng": self.rng.bit_generator.state}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.rng = np.random.default_rng([self.seed, self.rank, self.step])
         if state["rank"] == self.rank:

@@ -131,13 +131,14 @@ class AutoMixTask(MixingTask):
         two = TwoHeads(model, num_classes=self.num_classes)
         self.trainable_module = OnlineNet(two, mix_block, second_mixes=main_head == "one").to(self.device)
         self.follower = copy.deepcopy(unwrap_model(self.trainable_module).two).requires_grad_(False)
-        self.eval_model = self.follower.model
+        self._evaluated = (self.follower.model,)
         self.mask_weight, self.mask_decay, self.variance = mask_weight, mask_decay, variance
         self.momentum = {"base": momentum, "end": momentum_end, "warmup": momentum_warmup}
         self.switch_off, self.block_every = switch_off, block_every
         self.one_hot_prob, self.one_hot_share, self.main_head = one_hot_prob, one_hot_share, main_head
         self._common_seed = self.seed  # of all processes
         self._caught_up()
+        self.register_load_state_dict_post_hook(_loaded)  # loading writes into the parameters as an update does
 
     @classmethod
     def work(cls, model: nn.Module, image: Tensor, settings: Mapping[str, Any]) -> Work:
@@ -246,12 +247,12 @@ class AutoMixTask(MixingTask):
         rows = lam * labels.rows + (1 - lam) * labels.rows[partners]
         return self.label_loss(logits, labels._replace(rows=rows))
 
-    def _version(self) -> int:
+    def _updates(self) -> int:
         """Counts the optimizer's updates: every one of them writes into the parameters."""
         return sum(p._version for p in unwrap_model(self.get_trainable_module()).two.parameters())
 
     def _caught_up(self) -> None:
-        self._followed = self._version(), self.step
+        self._followed = self._updates(), self.step
 
     @torch.no_grad()
     def _follow(self, updated: bool = False) -> None:
@@ -259,8 +260,8 @@ class AutoMixTask(MixingTask):
 
         A fused optimizer updates without a trace in the parameters' versions: `updated` says that it did.
         """
-        version, step = self._followed
-        if version == self._version() and not (updated and step < self.step):
+        updates, step = self._followed
+        if updates == self._updates() and not (updated and step < self.step):
             return
         self._caught_up()
         online = unwrap_model(self.get_trainable_module()).two
@@ -291,8 +292,9 @@ class AutoMixTask(MixingTask):
         online = unwrap_model(self.get_trainable_module())
         for net in (online.two, self.follower):
             net.compile(backend=backend, mode=mode, **compile_kwargs)
-        self.eval_model = torch.compile(self.follower.model, backend=backend, mode=mode, **compile_kwargs)
-        return self.eval_model
+        evaluated = torch.compile(self.follower.model, backend=backend, mode=mode, **compile_kwargs)
+        self._evaluated = (evaluated,)
+        return evaluated
 
     def _without_extras(self, module: nn.Module) -> nn.Module:
         """The online model: what is evaluated with `ema` is its average."""
@@ -323,6 +325,10 @@ class AutoMixTask(MixingTask):
             if not ema:
                 self.follower.second.load_state_dict(state["second"], strict=strict)
         self._caught_up()
+
+
+def _loaded(task: AutoMixTask, _: Any) -> None:
+    task._caught_up()
 
 
 def _check_settings(block: str, weight: float, base: float, end: float, warmup: float) -> None:

@@ -1,6 +1,7 @@
 """Manifold Mixup training (Verma et al., ICML 2019, arXiv:1806.05236) of any timm model, as a timm training task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,19 +61,14 @@ class ManifoldMixupTask(MixingTask):
     ):
         super().__init__(model, criterion, **kwargs)
         names = _stage_modules(unwrap_model(model))
-        if any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
-            raise ValueError(
-                "ManifoldMixupTask mixes inside the network, which gradient checkpointing runs twice: drop it"
-            )
+        _check_runs_once(model)
         self.stages = tuple(range(len(names))) if stages is None else tuple(stages)
         if not self.stages or any(s not in range(len(names) + 1) for s in self.stages):
             raise ValueError(f"stages must be some of 0 .. {len(names)}, got {self.stages}")
         plan_mixup(1, rng=np.random.default_rng(0), alpha=alpha)  # a wrong setting is an error now
         self.alpha = alpha
         self._site = _Site()
-        for i, name in enumerate(names, start=1):
-            if i in self.stages:
-                unwrap_model(model).get_submodule(name).register_forward_hook(_mixing_hook(self._site, i))
+        self._modules_mixed = {i: name for i, name in enumerate(names, start=1) if i in self.stages}
 
     def draw(self, input: Tensor) -> tuple[int, MixPlan]:
         """The stage and the mix of one step, for a batch like `input`."""
@@ -87,23 +83,34 @@ class ManifoldMixupTask(MixingTask):
             raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
         target = self._checked_target(input, target)
         stage, mix = self.draw(input) if plan is None else plan
-        if stage == 0:
-            logits = self.trainable_module(apply_mix(input, mix))
-        else:
-            partner = torch.from_numpy(mix.partner).to(input.device, non_blocking=True)
-            lam = torch.tensor(mix.lam[0], dtype=torch.float32).to(input.device, non_blocking=True)
-            self._site.open(stage, partner, lam)
-            try:
-                logits = self.trainable_module(input)
-                mixed = self._site.mixed
-            finally:
-                self._site.close()
-            if not mixed:
-                raise ValueError(f"stage {stage} of the network did not run as a module; leave it out of stages")
+        with self._mixing(stage, mix, input.device):
+            logits = self.trainable_module(input if stage else apply_mix(input, mix))
+            mixed = self._site.mixed or stage == 0
+        if not mixed:
+            raise ValueError(f"stage {stage} of the network did not run as a module; leave it out of stages")
         labels = self.label_loss.labels(target)
         loss = self.label_loss(logits, labels._replace(rows=mix_targets(labels.rows, mix, self.num_classes)))
         self.step += 1
         return {"loss": loss, "output": logits}
+
+    @contextmanager
+    def _mixing(self, stage: int, mix: MixPlan, device: torch.device) -> Iterator[None]:
+        """The hooks of all stages are on the network, as a compiled graph must have them all; afterwards none is."""
+        model = unwrap_model(self.get_trainable_module())
+        _check_runs_once(model)
+        hooks = [
+            model.get_submodule(name).register_forward_hook(_mixing_hook(self._site, i))
+            for i, name in self._modules_mixed.items()
+        ]
+        partner = torch.from_numpy(mix.partner).to(device, non_blocking=True)
+        lam = torch.tensor(mix.lam[0], dtype=torch.float32).to(device, non_blocking=True)
+        self._site.open(stage, partner, lam)
+        try:
+            yield
+        finally:
+            self._site.close()
+            for hook in hooks:
+                hook.remove()
 
 
 @dataclass
@@ -132,6 +139,11 @@ def _mixing_hook(site: _Site, stage: int) -> Callable[[nn.Module, Any, Any], Any
         return torch.lerp(output[site.partner], output, site.lam.to(output.dtype))
 
     return hook
+
+
+def _check_runs_once(model: nn.Module) -> None:
+    if any(getattr(module, "grad_checkpointing", False) for module in model.modules()):
+        raise ValueError("ManifoldMixupTask mixes inside the network, which gradient checkpointing runs twice: drop it")
 
 
 def _stage_modules(model: nn.Module) -> list[str]:

@@ -62,22 +62,15 @@ class MixerTask(MixingTask):
         self.step += 1
         return {"loss": loss, "output": logits}
 
-    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The clock and the mixer's generator; loadable with weights_only=True."""
+    def _own_state(self) -> dict[str, Any]:
+        """The clock and the mixer's generator."""
         self.rng.bit_generator.state = self.mixer.rng.bit_generator.state
-        return super().get_task_state(module, ema)
+        return super()._own_state()
 
-    def load_task_state(
-        self,
-        state: dict[str, Any] | None,
-        strict: bool = True,
-        module: nn.Module | None = None,
-        ema: bool = False,
-    ) -> None:
-        """Continue where `state` was taken; another rank than the one that took it draws afresh."""
-        if state and not ema:
-            super().load_task_state(state, strict, module, ema)
-            self._hand_over()
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        """Another rank than the one that took it draws afresh."""
+        super()._load_own_state(state)
+        self._hand_over()
 
     def _hand_over(self) -> None:
         self.mixer.rng.bit_generator.state = self.rng.bit_generator.state  # in place: a switch shares its generator

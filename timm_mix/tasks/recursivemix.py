@@ -91,7 +91,6 @@ class RecursiveMixTask(MixingTask):
         self.alpha = alpha
         self.omega = omega
         self.resize = resize
-        self.eval_model = model
         self.trainable_module = _RegionNet(model, region_head == "shared", self.num_classes).to(self.device)
         self.history: dict[str, Tensor] | None = None
 
@@ -147,9 +146,11 @@ class RecursiveMixTask(MixingTask):
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
         """Compile the training network and the plain model; before prepare_distributed."""
-        self.trainable_module = torch.compile(self.trainable_module, backend=backend, mode=mode, **compile_kwargs)
-        self.eval_model = torch.compile(self.eval_model, backend=backend, mode=mode, **compile_kwargs)
-        return self.eval_model
+        settings = {"backend": backend, "mode": mode, **compile_kwargs}
+        evaluated = torch.compile(self._without_extras(self.trainable_module), **settings)
+        self._evaluated = (evaluated,)
+        self.trainable_module = torch.compile(self.trainable_module, **settings)
+        return evaluated
 
     def _without_extras(self, module: nn.Module) -> nn.Module:
         """The plain model, without the region head."""
@@ -159,9 +160,16 @@ class RecursiveMixTask(MixingTask):
         """Clock, generator, history and region head; loadable with weights_only=True."""
         if ema:
             return {"region_head": self._head_state(self.get_trainable_module(ema=True))}
-        state = super().get_task_state(module)
-        history = None if self._begins_epoch() else self.history
-        return {**state, "history": history, "region_head": self._head_state(self.get_trainable_module())}
+        return {**super().get_task_state(module), "region_head": self._head_state(self.get_trainable_module())}
+
+    def _own_state(self) -> dict[str, Any]:
+        return {**super()._own_state(), "history": None if self._begins_epoch() else self.history}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        """Another rank than the one that took it starts without history."""
+        super()._load_own_state(state)
+        own = state.get("history") if state["rank"] == self.rank else None
+        self.history = own and {name: value.to(self.device) for name, value in own.items()}
 
     def load_task_state(
         self,
@@ -170,16 +178,13 @@ class RecursiveMixTask(MixingTask):
         module: nn.Module | None = None,
         ema: bool = False,
     ) -> None:
-        """Continue where `state` was taken; another rank than the one that took it starts without history."""
+        """Continue where `state` was taken."""
         if not state:
             return
         super().load_task_state(state, strict, module, ema)
         head = unwrap_model(self.get_trainable_module(ema=ema)).region_head
         if head is not None and state.get("region_head"):
             head.load_state_dict(state["region_head"], strict=strict)
-        if not ema:
-            own = state.get("history") if state["rank"] == self.rank else None
-            self.history = own and {name: value.to(self.device) for name, value in own.items()}
 
     @staticmethod
     def _head_state(module: nn.Module | None) -> dict[str, Tensor]:
