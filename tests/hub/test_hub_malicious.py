@@ -110,6 +110,7 @@ def addresses(good):
 
 
 def configs(good):
+    three = {**good.config["model_args"], "num_classes": 3}  # beside num_classes, as timm itself writes it
     twice = b'{"architecture": "resnet18", ' + good.files[CONFIG].lstrip()[1:]
     huge = b" " * (1 << 24) + good.files[CONFIG]
     return {
@@ -125,9 +126,10 @@ def configs(good):
         "weights-in-the-config": (good.with_cfg(state_dict={"heads.0.bias": [7, 7, 7]}, source="timm"), None),
         "unchecked-weights": (good.with_args(pretrained_strict=False), "may not name .*pretrained_strict"),
         "arguments-left-out": (good.with_args(kwargs_filter=["num_classes"]), "may not name .*kwargs_filter"),
-        "other-classes": (good.configured(num_classes=9), CONTRADICTION),
+        "other-classes": (good.configured(num_classes=9), "cannot load .*size mismatch"),
+        "other-classes-than-the-arguments": (good.configured(num_classes=9, model_args=three), CONTRADICTION),
         "other-classes-and-layers": (
-            good.configured(num_classes=9, pretrained_cfg={"classifier": "core"}),
+            good.configured(num_classes=9, model_args=three, pretrained_cfg={"classifier": "core"}),
             CONTRADICTION,
         ),
     }

@@ -106,7 +106,11 @@ def test_a_config_that_is_none_is_refused(folder, content):
         ({"model_args": {"no_such": 1}}, "does not build wrn16_2: "),
         ({"model_args": {"depth": 16, "widen_factor": 1}}, "does not fit config.json: .* tensors differ"),
         ({"model_args": {}}, r"the first is bn1.bias: wanted shape \[128\], got \[64\]"),
-        ({"num_classes": 10**9}, "contradicts itself: num_classes is 1000000000, and the network has 3 classes"),
+        ({"num_classes": 10**9}, r"the first is fc.bias: wanted shape \[1000000000\], got \[3\]"),
+        (
+            {"num_classes": 10**9, "model_args": {"depth": 10, "num_classes": 3}},  # as timm writes it, twice
+            "contradicts itself: num_classes is 1000000000, and the network has 3 classes",
+        ),
         ({"label_names": ["a", "b"]}, "contradicts itself: 2 label_names, and the network has 3 classes"),
     ],
 )

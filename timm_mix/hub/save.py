@@ -1,6 +1,7 @@
 """Save a model as a folder that timm loads back."""
 
 import copy
+import json
 import os
 import shutil
 import tempfile
@@ -24,12 +25,13 @@ def save_pretrained(
 ) -> Path:
     """Write a hub-ready folder that `timm.create_model('local-dir:<folder>', pretrained=True)` loads.
 
-    A folded or any other plain timm model loads without timm_mix; a model with members after `import timm_mix`.
+    A folded or any other plain timm model loads without timm_mix; a model with members after `import timm_mix`. So it
+    does in transformers: AutoModelForImageClassification, AutoImageProcessor, pipeline and TimmBackbone.
     A new folder appears under its name only when it is whole. In an earlier save the two files are replaced, each at
     once, and whatever else lies there (a README, .git) stays.
 
     Args:
-        label_names: class names in the order of the logits.
+        label_names: class names in the order of the logits; None: those that the model's cfg holds, if any.
         data_config: how the images were fed in training (input_size, mean, std, interpolation, crop_pct).
     Raises:
         ValueError: `folder` exists and is something else than an earlier save; label_names of another length; no whole
@@ -49,6 +51,7 @@ def save_pretrained(
             f"wanted a whole model, got part {model.only_part} of {model.num_members} (only_part); gather the state "
             "dicts of all parts, load them into a model without only_part and save that"
         )
+    label_names = _known_labels(model) if label_names is None else label_names
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"label_names must name {model.num_classes} classes, got {len(label_names)}")
     if folder.exists() and not is_model_folder(folder):
@@ -71,6 +74,7 @@ def save_pretrained(
             safe_serialization=True,
             data_config=data_config,
         )
+        _for_transformers(scratch / "config.json")
         for file in scratch.iterdir():
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
@@ -78,6 +82,21 @@ def save_pretrained(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _known_labels(model: nn.Module) -> list[str] | None:
+    """Of the classes that the model has now."""
+    cfg: Any = getattr(model, "pretrained_cfg", {})
+    names = cfg.get("label_names")
+    fits = names and len(names) == model.num_classes and cfg.get("num_classes") == model.num_classes
+    return list(names) if fits and isinstance(names, list | tuple) else None
+
+
+def _for_transformers(config: Path) -> None:
+    """timm writes the number of classes twice, and transformers gives what stands at the root a second time."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content.get("model_args", {}).pop("num_classes", None)
+    config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _no_labels(model: nn.Module) -> dict[str, None]:
