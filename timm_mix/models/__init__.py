@@ -21,12 +21,13 @@ from timm_mix.models import (  # isort: skip
     wide_resnet_cifar,
 )
 from timm_mix.models import mixmo, splitnet
-from timm_mix.models._members import prefix_matcher, reduce_members
+from timm_mix.models._members import flatten_members, prefix_matcher, reduce_members
 from timm_mix.models.weights.shipped import hub_id, is_declared, register_weights, shipped_folder
 
 __all__ = [
     "densenet_cifar",
     "efficientnet_published",
+    "flatten_members",
     "hub_id",
     "is_declared",
     "mixmo",

@@ -18,6 +18,7 @@ __all__ = [
     "ENSEMBLES",
     "check_ensemble",
     "concat_channels",
+    "flatten_members",
     "member_output",
     "mix_members",
     "prefix_matcher",
@@ -129,6 +130,15 @@ def member_output(logits: List[torch.Tensor], return_members: bool, mode: str) -
     if return_members:
         return members
     return reduce_members(members, mode)
+
+
+def flatten_members(members: torch.Tensor) -> torch.Tensor:
+    """[B, N, K] -> [N * B, K], one member after the other: the form in which torch_uncertainty takes an ensemble.
+
+    >>> flatten_members(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])).flatten()
+    tensor([1., 3., 2., 4.])
+    """
+    return members.transpose(0, 1).flatten(0, 1)
 
 
 @register_notrace_function

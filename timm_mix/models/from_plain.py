@@ -17,6 +17,7 @@ from torch import nn
 
 from timm_mix.functional.checks import check_not_negative
 from timm_mix.models._backbone import first_conv_name, is_linear_conv
+from timm_mix.models._heads import MemberHeads
 from timm_mix.models.weights.shipped import untrained_cfg
 
 __all__ = [
@@ -38,7 +39,7 @@ State = Dict[str, torch.Tensor]
 _DROP = ("drop_rate", "drop_path_rate", "drop_block_rate")
 
 
-class PlainStart(nn.Module):
+class PlainStart(MemberHeads):
     """A network with members that takes a state dict of its plain backbone wherever it takes one of its own.
 
     >>> model = timm.create_model("mixmo_wrn16_2_m2", depth=10, num_classes=5)

@@ -31,6 +31,7 @@ from timm_mix.models._backbone import (
     take_apart,
 )
 from timm_mix.models._entrypoints import register_table
+from timm_mix.models._heads import Heads
 from timm_mix.models._members import check_ensemble, member_output, mix_members, prefix_matcher, select_member
 from timm_mix.models.from_plain import (
     PlainStart,
@@ -45,6 +46,9 @@ from timm_mix.models.from_plain import (
 from timm_mix.models.weights.inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 
 __all__ = ["MixMo"]
+
+for _leaf in ("select_member", "mix_members", "member_output"):  # for torch.fx's own tracers; timm's know them already
+    torch.fx.wrap(_leaf)
 
 
 class MixMo(PlainStart):
@@ -97,7 +101,7 @@ class MixMo(PlainStart):
         self.in_chans = in_chans
         self.encoders = parts.encoders
         self.core = parts.core
-        self.heads = parts.heads
+        self.heads = Heads(parts.heads)
         self.tags = nn.Parameter(draw_tags(self.encoders[0].weight, members, tags)) if tags else None
         self._follow_core()
 
@@ -188,8 +192,8 @@ class MixMo(PlainStart):
         self.core.set_grad_checkpointing(enable)
 
     @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.heads
+    def get_classifier(self, name_only: bool = False) -> Union[str, nn.Module]:
+        return "heads" if name_only else self.heads
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         """Give every member a new head (0 removes them); the pooling stays unless another is named."""
@@ -206,7 +210,7 @@ class MixMo(PlainStart):
         if len(self.heads) > 0:
             kwargs["bias"] = self.heads[0].bias is not None
         members = self.num_members if num_classes > 0 else 0
-        self.heads = nn.ModuleList(nn.Linear(self.head_hidden_size, num_classes, **kwargs) for _ in range(members))
+        self.heads = Heads(nn.Linear(self.head_hidden_size, num_classes, **kwargs) for _ in range(members))
         self.heads.train(self.training)
 
     def forward_intermediates(
@@ -220,7 +224,7 @@ class MixMo(PlainStart):
         kept = self.core.prune_intermediate_layers(indices, **kwargs)
         if kwargs.get("prune_head", True) or self.core.num_features != self.num_features:
             self.num_classes = 0
-            self.heads = nn.ModuleList()
+            self.heads = Heads()
         self._follow_core()
         return kept
 

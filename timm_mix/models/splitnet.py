@@ -29,6 +29,7 @@ from torch import nn
 from timm_mix.functional.checks import check_choice, check_count
 from timm_mix.models._backbone import backbone_cfg, build_backbone, features_cfg
 from timm_mix.models._entrypoints import register_table
+from timm_mix.models._heads import Heads
 from timm_mix.models._members import (
     check_ensemble,
     concat_channels,
@@ -56,6 +57,9 @@ from timm_mix.models.parts.one_part import build_parts
 from timm_mix.models.weights.inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 
 __all__ = ["SplitNet", "check_undivided"]
+
+for _leaf in ("select_member", "concat_channels", "split_channels", "member_output"):  # for torch.fx's own tracers
+    torch.fx.wrap(_leaf)
 
 _logger = logging.getLogger(__name__)
 
@@ -182,10 +186,12 @@ class SplitNet(PlainStart):
             subnet.set_grad_checkpointing(enable)
 
     @torch.jit.ignore
-    def get_classifier(self) -> nn.ModuleList:
-        """One head per part; a part that has several (distilled ViTs) gives a list of its own."""
+    def get_classifier(self, name_only: bool = False) -> Union[Tuple[str, ...], nn.ModuleList]:
+        """One head per part, or their names; a part that has several (distilled ViTs) gives a list of its own."""
+        if name_only:
+            return tuple(self.pretrained_cfg["classifier"])
         heads = [subnet.get_classifier() for subnet in self.subnets]
-        return nn.ModuleList(nn.ModuleList(head) if isinstance(head, (tuple, list)) else head for head in heads)
+        return Heads(nn.ModuleList(head) if isinstance(head, (tuple, list)) else head for head in heads)
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         """Give every part a new classifier (0 removes them); the pooling stays unless another is named."""
