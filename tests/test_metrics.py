@@ -249,3 +249,21 @@ def test_too_few_samples_are_refused(name):
     call, line = TOO_FEW[name]
     with pytest.raises(ValueError, match=line):
         call()
+
+
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        (
+            torch.zeros(4, 3),
+            torch.zeros(5, dtype=torch.long),
+            r"logits \[n, K\] and target \[n\], got \[4, 3\] and \[5\]",
+        ),
+        (torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), r"got \[4, 2, 3\] and \[4\]"),
+        (torch.full((4, 3), torch.nan), torch.zeros(4, dtype=torch.long), "a temperature needs finite logits, got NaN"),
+        (torch.full((4, 3), torch.inf), torch.zeros(4, dtype=torch.long), "a temperature needs finite logits, got NaN"),
+    ],
+)
+def test_a_temperature_of_what_does_not_fit_is_refused(logits, target, message):
+    with pytest.raises(ValueError, match=message):
+        fit_temperature(logits, target)

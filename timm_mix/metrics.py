@@ -209,13 +209,17 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
 
     Shapes: logits [n, K]; target [n] int64.
     Raises:
-        ValueError: no sample.
+        ValueError: no sample, logits and targets of different lengths, logits that are not finite.
 
     >>> logits = torch.tensor([[2.0, 0.0]] * 4)  # right three times in four, which takes logits of ln 3
     >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 3)  # 2 / ln 3
     1.82
     """
     _check_samples(len(logits), 1, "a temperature")
+    if logits.ndim != 2 or target.shape != logits.shape[:1]:
+        raise ValueError(f"wanted logits [n, K] and target [n], got {list(logits.shape)} and {list(target.shape)}")
+    if not logits.isfinite().all():
+        raise ValueError("a temperature needs finite logits, got NaN or infinity")
     z = logits.double()
     z = z - z.amax(-1, keepdim=True)
     labelled = z.gather(1, target[:, None]).mean()

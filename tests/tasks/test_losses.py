@@ -241,3 +241,15 @@ def test_the_consistency_under_a_sigmoid_is_that_of_every_class():
     region = torch.randn(B, K)
     expected = (1 - plan.lam) * F.binary_cross_entropy_with_logits(region, old.sigmoid())
     torch.testing.assert_close(task._consistency(region, plan), expected)
+
+
+@pytest.mark.parametrize("name", ["mixmo", "cotraining", "recursivemix", "automix", "manifoldmixup", *sorted(MIXERS)])
+def test_a_batch_without_images_is_one_line(name):
+    model = timm.create_model("mixmo_wrn16_2_m2" if name == "mixmo" else "splitnet_wrn16_2_s2", depth=10, num_classes=K)
+    model = model if name in ("mixmo", "cotraining") else small_net("resnet")
+    if name in MIXERS:
+        task = MixerTask(model, mixer=timm_mix.create_mixer(name, num_classes=K), num_classes=K, verbose=False)
+    else:
+        task = timm_mix.create_task(name, model, num_classes=K, verbose=False)
+    with pytest.raises(ValueError, match="a batch must hold at least one image, got none"):
+        task(torch.zeros(0, 3, 32, 32), torch.zeros(0, dtype=torch.long))

@@ -10,11 +10,11 @@ from timm_mix.card.full import (
     RELEASE,
     THIS_FOLDER,
     SourceFacts,
-    check_license,
     file_hash,
     make_card,
     make_converted_card,
 )
+from timm_mix.card.licences import check_license
 from timm_mix.card.methods import METHODS, Method
 
 __all__ = [

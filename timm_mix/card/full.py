@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ __all__ = [
     "RELEASE",
     "THIS_FOLDER",
     "SourceFacts",
-    "check_license",
     "file_hash",
     "make_card",
     "make_converted_card",
@@ -30,7 +28,6 @@ THIS_FOLDER = "local-dir:PATH/OF/THIS/FOLDER"  # in a card that does not know ye
 RELEASE = "release"  # kind of the results.json that train_scripts/release.py writes
 # published code -> licence of the weights that its authors released, where they state one
 LICENCES: Mapping[str, str] = {"splitnet": "cc-by-nc-4.0"}
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _DATA_NAMES = {"digits": "scikit-learn's handwritten digits", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}  # where the Hub has them
 _PREDICTORS = {
@@ -131,24 +128,6 @@ def make_converted_card(folder: str | Path, facts: SourceFacts) -> ModelCard:
     sections = {"": about, "How to use it": use, "Source": source, "What was not verified": limits}
     sections |= {"Licence": licence, "Who to cite": _citation(method)}
     return _card(data, f"{arch}, converted", sections)
-
-
-def check_license(name: object) -> str:
-    """The Hub's identifier of a licence.
-
-    Raises:
-        ValueError: it cannot be one.
-
-    >>> check_license("cc-by-nc-4.0")
-    'cc-by-nc-4.0'
-    >>> check_license("Apache License 2.0")
-    Traceback (most recent call last):
-        ...
-    ValueError: a licence is named by the Hub's identifier, such as apache-2.0, got 'Apache License 2.0'
-    """
-    if not isinstance(name, str) or not _LICENSE.fullmatch(name):
-        raise ValueError(f"a licence is named by the Hub's identifier, such as apache-2.0, got {name!r}")
-    return name
 
 
 def file_hash(path: Path) -> str:

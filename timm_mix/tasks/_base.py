@@ -214,6 +214,8 @@ class MixingTask(TrainingTask):
 
     def _checked_target(self, input: Tensor, target: Tensor) -> Tensor:
         """[B] class indices as int64, or [B, K] soft labels as floating point."""
+        if not len(input):
+            raise ValueError("a batch must hold at least one image, got none")
         indices = target.ndim == 1 and not target.is_floating_point()
         soft = target.ndim == 2 and target.shape[1] == self.num_classes
         if target.shape[:1] != input.shape[:1] or not (indices or soft):

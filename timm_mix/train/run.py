@@ -15,6 +15,7 @@ from timm_mix.hub import is_model_folder, save_pretrained
 from timm_mix.tasks import TASKS
 from timm_mix.train.cost import predict_cost
 from timm_mix.train.data.chance import deterministic_algorithms
+from timm_mix.train.data.digest import digest_of
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.files import check_folder
 from timm_mix.train.loop.build import (
@@ -104,10 +105,13 @@ def train(
     if config.model.channels_last:
         model.to(memory_format=torch.channels_last)
     trainer = _trainer(config, accelerator, parallel, model, data, data_config, make_task)
-    results = trainer.run()
-    if accelerator.is_main_process:
-        published = _published_model(config, trainer)
-        save_pretrained(published, config.folder / "model", label_names=data.names, data_config=data_config)
+    try:
+        results = trainer.run()
+        if accelerator.is_main_process:
+            published = _published_model(config, trainer)
+            save_pretrained(published, config.folder / "model", label_names=data.names, data_config=data_config)
+    finally:
+        trainer.keeper.release()
     accelerator.wait_for_everyone()
     return results
 
@@ -152,6 +156,7 @@ def _about(
     config: Config, parallel: DataParallel | MemberParallel, model: nn.Module, data: Data, steps: int, epochs: int
 ) -> dict[str, Any]:
     """What results.json says of model and data."""
+    splits = {"train": data.train, "validation": data.validation}
     parameters = parallel.parts * sum(p.numel() for p in model.parameters())
     return {
         "model": {"name": config.model.name, "parameters": parameters},
@@ -159,6 +164,7 @@ def _about(
             "train_images": len(data.train),  # type: ignore[arg-type]
             "validation_images": len(data.validation),  # type: ignore[arg-type]
             "classes": data.num_classes,
+            **{f"{name}_digest": digest_of(split) for name, split in splits.items()},
         },
         "steps_per_epoch": steps,
         "total_epochs": epochs,

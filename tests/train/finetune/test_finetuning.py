@@ -60,6 +60,16 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+def test_another_run_on_the_same_images_gets_a_folder_of_its_own(tmp_path):
+    settings = {"model": "test_resnet", "data_dir": "photos", "output": str(tmp_path)}
+    names = []
+    for _ in range(3):
+        names.append(settle(FinetuneConfig.of(**settings)).run.experiment)
+        (tmp_path / names[-1] / "checkpoints").mkdir(parents=True)
+    assert names == ["test_resnet_on_photos", "test_resnet_on_photos_2", "test_resnet_on_photos_3"]
+    assert settle(FinetuneConfig.of(**settings, resume="auto")).run.experiment == names[0]
+
+
 @pytest.mark.parametrize("members", [2, 3])
 def test_the_loss_is_the_mean_of_the_members_losses_on_one_image(members):
     model = mixmo(members=members).train()

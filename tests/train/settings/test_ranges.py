@@ -14,12 +14,12 @@ BAD = {
     "be >= 1": (0, -1),
     "be >= 0": (-1,),
     "lie in [0, 2**63)": (-1, 2**63),
-    "be >= 0 and finite": (-0.1, float("nan"), float("inf")),
-    "be > 0 and finite": (0.0, -1.0, float("nan"), float("inf")),
+    "be >= 0 and finite in float32": (-0.1, float("nan"), float("inf"), 1e39),
+    "be > 0 and finite in float32": (0.0, -1.0, float("nan"), float("inf"), 1e39),
     "lie in [0, 1)": (-0.1, 1.0, float("nan")),
     "lie in [0, 1]": (-0.1, 1.1, float("nan")),
     "lie in [0, 255]": (-1.0, 256.0, float("nan")),
-    "be finite": (float("nan"), float("inf")),
+    "be finite in float32": (float("nan"), float("inf"), -1e39),
 }
 ELSEWHERE = {"decay_milestones", "val_fraction"}  # checked by the schedule, and by who divides the images
 CONFIGS = {"train": Config, "finetune": FinetuneConfig, "validate": ValidateConfig}

@@ -1,6 +1,7 @@
 """What fine-tuning adds to training: where the model comes from, its new heads, frozen layers, the members' loss."""
 
 import inspect
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
         settings["mix"] = {**SUITED.get(config.task.name, {}), **config.task.mix}
     if config.run.experiment is None:
         data = Path(config.data.data_dir or config.data.dataset).resolve().name
-        settings["experiment"] = f"{_short(name)}_on_{data}"
+        settings["experiment"] = _unused(Path(config.run.output), f"{_short(name)}_on_{data}", config.run.resume)
     return config.replace(**settings)
 
 
@@ -109,6 +110,13 @@ def _short(name: str) -> str:
     """A run's name from a model's: the folder of a saved model is called model, the run's folder says more."""
     path = Path(name).resolve() if Path(name).is_dir() else Path(name)
     return path.parent.name if path.name == "model" else path.name
+
+
+def _unused(output: Path, name: str, resume: str | None) -> str:
+    """The name, with the next number where a run has it already that is not to be resumed."""
+    if resume is not None or not (output / name / "checkpoints").exists():
+        return name
+    return next(f"{name}_{i}" for i in itertools.count(2) if not (output / f"{name}_{i}").exists())
 
 
 def open_data(images: DataSettings, model: ModelSettings, wanted: FinetuneSettings, seed: int) -> Data:

@@ -109,7 +109,9 @@ def check_run(
     ]
     if pairs:
         was, now = (", ".join(column) for column in zip(*pairs, strict=True))
-        raise UsageError(f"{path} was made with {was}, got {now}; resume with the same, or start anew (--experiment)")
+        moved = "; a file or class was renamed, added or sorted otherwise" if "_digest" in was else ""
+        line = f"{path} was made with {was}, got {now}{moved}"
+        raise UsageError(f"{line}; resume with the same, or start anew (--experiment)")
 
 
 def check_classes(model: nn.Module, num_classes: int, **splits: Dataset) -> None:

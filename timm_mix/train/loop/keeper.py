@@ -11,6 +11,7 @@ from torch import Tensor
 
 from timm_mix.train.checkpoints.content import VERSION, collect, put_back, read_checkpoint
 from timm_mix.train.checkpoints.folder import CheckpointFolder
+from timm_mix.train.checkpoints.lock import FolderLock
 from timm_mix.train.errors import UsageError
 from timm_mix.train.loop.guards import check_run
 from timm_mix.train.loop.member_parallel import MemberParallel
@@ -85,6 +86,7 @@ class Keeper:
         self.config, self.accelerator, self.parallel, self.parts = config, accelerator, parallel, parts
         self.facts = {"processes": parallel.shares, **facts}
         self.files = CheckpointFolder(config.folder / "checkpoints", config.run.checkpoint_hist)
+        self.lock = FolderLock(config.folder)
 
     def save(self, progress: Progress, *, final: bool = False) -> None:
         """
@@ -124,6 +126,10 @@ class Keeper:
         sums = put_back(parallel.own(content), **self.parts, **place)
         return Progress(**content["progress"], sums=sums)
 
+    def release(self) -> None:
+        """Another run may have the folder now."""
+        self.lock.release()
+
     def published(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         """The checkpoint of the weights to publish; the main process calls this.
 
@@ -145,6 +151,7 @@ class Keeper:
         told: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             try:
+                self.lock.take()
                 told[0] = self.files.find(self.config.run.resume)
             except UsageError as error:
                 told[1] = str(error)

@@ -1,7 +1,6 @@
 """One setting: its default, what it is for, and what it may be, said once where it is declared."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,11 +46,12 @@ class Range:
 AT_LEAST_1 = Range("be >= 1", lambda value: value >= 1)
 AT_LEAST_0 = Range("be >= 0", lambda value: value >= 0)
 SEED = Range("lie in [0, 2**63)", lambda value: 0 <= value < 2**63)
-NOT_NEGATIVE = Range("be >= 0 and finite", lambda value: value >= 0 and math.isfinite(value))
-POSITIVE = Range("be > 0 and finite", lambda value: value > 0 and math.isfinite(value))
+LARGEST = 3.4e38  # that a float32 can hold, which is what the devices compute with
+NOT_NEGATIVE = Range("be >= 0 and finite in float32", lambda value: 0 <= value <= LARGEST)
+POSITIVE = Range("be > 0 and finite in float32", lambda value: 0 < value <= LARGEST)
 BELOW_1 = Range("lie in [0, 1)", lambda value: 0 <= value < 1)
 SHARE = Range("lie in [0, 1]", lambda value: 0 <= value <= 1)
-FINITE = Range("be finite", math.isfinite)
+FINITE = Range("be finite in float32", lambda value: abs(value) <= LARGEST)
 
 Choices = Sequence[Any] | Callable[[], Sequence[Any]]
 

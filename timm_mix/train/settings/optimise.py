@@ -78,9 +78,10 @@ class OptimiseSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.sched_after_warmup and not self.warmup_epochs < self.epochs:
+        if self.warmup_epochs >= self.epochs and (self.sched_after_warmup or not self.sched_on_updates):
             raise UsageError(
-                f"sched_after_warmup needs epochs after the warm-up, got {self.epochs} epochs with {self.warmup_epochs}"
+                f"warmup_epochs must be less than epochs, else lr is never used, got {self.warmup_epochs} of "
+                f"{self.epochs}; give --warmup-epochs {(self.epochs - 1) // 2}, or more epochs"
             )
         if self.block_min_lr is not None and self.sched == "plateau":
             raise UsageError("block_min_lr needs a schedule that is known beforehand, got sched plateau; take cosine")
