@@ -125,12 +125,15 @@ class EpochBatchSampler(Sampler[list[Any]]):
         batch_size: per process, copies included.
         repeats: how often each image stands in its batch (b of the MixMo paper).
         shuffle: False keeps the order of the dataset.
+        weights: [num_samples], how often an image is drawn, relative to the others; an epoch then draws num_samples
+            images with replacement, as torch's WeightedRandomSampler does. None: every image once.
         places: give a `Place` for every sample; False gives the index alone.
         drop_last: False adds a short last batch. No image is doubled to fill it: with `shuffle` and several processes
             up to world_size - 1 images are left out so that all ranks get equally many; without `shuffle` every image
             is kept and the ranks may differ by one, or have no last batch.
     Raises:
-        ValueError: a setting is out of range, batch_size is not a multiple of repeats, or drop_last leaves no batch.
+        ValueError: a setting is out of range, batch_size is not a multiple of repeats, drop_last leaves no batch, or
+            weights that are negative, not finite, all 0, of another number or beside shuffle=False.
     Reference: Hoffer et al., "Augment your batch", CVPR 2020, arXiv:1901.09335; b in Rame et al., arXiv:2103.06132.
 
     >>> sampler = EpochBatchSampler(5, batch_size=4, repeats=2, shuffle=False)
@@ -148,6 +151,7 @@ class EpochBatchSampler(Sampler[list[Any]]):
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
+        weights: Sequence[float] | np.ndarray | None = None,
         drop_last: bool = True,
         places: bool = False,
     ):
@@ -156,6 +160,7 @@ class EpochBatchSampler(Sampler[list[Any]]):
         self.num_samples, self.batch_size, self.repeats, self.seed = num_samples, batch_size, repeats, seed
         self.rank, self.world_size, self.shuffle, self.drop_last = rank, world_size, shuffle, drop_last
         self.places = places
+        self.shares = None if weights is None else _shares(np.asarray(weights, np.float64), num_samples, shuffle)
         self.epoch = 0
         self.start_batch = 0
         self._check_batch()
@@ -198,7 +203,10 @@ class EpochBatchSampler(Sampler[list[Any]]):
         """Returns: [num_samples] int64, the order of the current epoch."""
         if not self.shuffle:
             return np.arange(self.num_samples)
-        return np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.shares is not None:
+            return rng.choice(self.num_samples, size=self.num_samples, p=self.shares)
+        return rng.permutation(self.num_samples)
 
     def _batch(self, order: np.ndarray, positions: range) -> list[Any]:
         indices = order[positions.start : positions.stop].tolist()
@@ -233,6 +241,17 @@ class EpochBatchSampler(Sampler[list[Any]]):
                 f"* {self.world_size} processes), the dataset has {self.num_samples}: "
                 "take a smaller batch_size, more repeats or fewer processes"
             )
+
+
+def _shares(weights: np.ndarray, num_samples: int, shuffle: bool) -> np.ndarray:
+    """Probabilities of the samples."""
+    good = weights.shape == (num_samples,) and np.isfinite(weights).all() and (weights >= 0).all() and weights.any()
+    if not good or not shuffle:
+        raise ValueError(
+            f"weights must be {num_samples} numbers >= 0, not all 0, and are drawn by (shuffle=True), got "
+            f"{list(weights.shape)} with shuffle={shuffle}"
+        )
+    return weights / weights.sum()
 
 
 def _stacked(images: Sequence[Any]) -> Tensor:

@@ -36,8 +36,9 @@ def load_task(content: dict[str, Any], num_classes: int) -> Any:
     Raises:
         UsageError: a checkpoint of another task, or one that does not fit its own settings.
     """
-    config = _settings_of(content).replace(pretrained=False, initial_checkpoint=None, torchcompile=False)
-    clock = {"epochs": config.optimise.epochs, "steps_per_epoch": 1, "seed": config.run.seed}
+    without = {"pretrained": False, "initial_checkpoint": None, "torchcompile": False, "class_weights": None}
+    config = _settings_of(content).replace(**without)
+    clock: dict[str, Any] = {"epochs": config.optimise.epochs, "steps_per_epoch": 1, "seed": config.run.seed}
     task: Any = build_task(config.task, build_model(config.model, num_classes), num_classes, **clock)
     with user_errors("load the checkpoint"):
         task.load_checkpoint_state(content["state_dict"], content["task_states"][0])

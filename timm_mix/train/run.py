@@ -29,6 +29,7 @@ from timm_mix.train.loop.build import (
     build_task,
     data_config_of,
 )
+from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.loop.guards import check_classes
 from timm_mix.train.loop.member_parallel import MemberParallel
 from timm_mix.train.loop.parallel import DataParallel, join_after_restart
@@ -139,7 +140,9 @@ def _trainer(
     loaders = build_loaders(config.data, config.augment, data, data_config, seed=config.run.seed, **place)
     steps = len(loaders[0])
     clock = {"epochs": config.optimise.epochs, "steps_per_epoch": steps, "seed": config.run.seed}
-    task = make_task(config.task, model, data.num_classes, **clock, **parallel.task_settings)
+    criterion = build_criterion(config.task, data.num_classes, data.train)
+    settings = {**clock, **parallel.task_settings, "criterion": criterion}
+    task = make_task(config.task, model, data.num_classes, **settings)
     optimizer = build_optimizer(config.optimise, task.get_trainable_module())
     schedule, epochs = build_schedule(config.optimise, optimizer, -(-steps // config.optimise.grad_accum_steps))
     about = _about(config, parallel, model, data, steps, epochs)

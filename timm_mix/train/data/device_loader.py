@@ -186,6 +186,7 @@ def create_device_loaders(
     world_size: int = 1,
     device: torch.device | str = "cpu",
     channels_last: bool = False,
+    weights: Any = None,
 ) -> tuple[DeviceLoader, DeviceLoader]:
     """Training and evaluation loaders of one process, as `timm_mix.train.loop.build.build_loaders` asks for them.
 
@@ -198,6 +199,7 @@ def create_device_loaders(
     """
     sharing: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
     with user_errors("make batches of the training images"):
+        sharing["weights"] = weights
         sampler = EpochBatchSampler(len(train), images.batch_size, repeats=images.batch_repeats, **sharing)  # type: ignore[arg-type]
     mean, std, (channels, *size) = (data_config[name] for name in ("mean", "std", "input_size"))
     how: dict[str, Any] = {"interpolation": data_config["interpolation"], "device": device, "workers": images.workers}

@@ -52,11 +52,13 @@ def create_train_loader(
     workers: int = 0,
     pin_memory: bool = False,
     drop_last: bool = True,
+    weights: Any = None,
 ) -> DataLoader:
     """Make the training loader of one process; call `start_epoch` before each iteration over it.
 
-    A map-style dataset is read by `EpochBatchSampler` (`loader.batch_sampler`). An iterable one (hfids, tfds, wds)
-    shuffles and shards itself: it gives plain batches, and `seed`, `rank` and `world_size` are not read.
+    A map-style dataset is read by `EpochBatchSampler` (`loader.batch_sampler`), with its `weights`. An iterable one
+    (hfids, tfds, wds) shuffles and shards itself: it gives plain batches, without `seed`, `rank`, `world_size`
+    and `weights`.
 
     Raises:
         UsageError: what `EpochBatchSampler` raises, or repeats > 1 with an iterable dataset.
@@ -70,6 +72,7 @@ def create_train_loader(
     shared = _loader_settings(workers, pin_memory)
     if not isinstance(dataset, IterableDataset):
         sharing: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size, "drop_last": drop_last}
+        sharing["weights"] = weights
         with user_errors("make batches of the training images"):
             sampler = EpochBatchSampler(len(dataset), batch_size, repeats=repeats, places=True, **sharing)  # type: ignore[arg-type]
         return DataLoader(_KeyedDataset(dataset), batch_sampler=sampler, collate_fn=collate, **shared)

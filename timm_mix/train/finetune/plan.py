@@ -9,7 +9,6 @@ import timm
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from timm.loss import create_classification_loss
 from timm.models import parse_model_name, resolve_model_input_args
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
@@ -26,6 +25,7 @@ from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.finetune.freezing import freeze, hold_in_eval
 from timm_mix.train.finetune.settings import SUITED, FinetuneConfig, FinetuneSettings
 from timm_mix.train.loop.build import Data, build_data, build_task, data_config_of
+from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
 from timm_mix.train.settings.task import PLAIN, TaskSettings
@@ -270,7 +270,7 @@ class MembersTask(MemberTask):
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         target = self._checked_target(input, target)
         logits = self.trainable_module(input, return_members=True)
-        loss = torch.stack([self.criterion(member.float(), target) for member in logits.unbind(1)]).mean()
+        loss = torch.stack([self.label_loss(member, target) for member in logits.unbind(1)]).mean()
         self.step += 1
         return {"loss": loss, "output": reduce_members(logits, unwrap_model(self.trainable_module).ensemble)}
 
@@ -304,8 +304,8 @@ def make_task(
         more |= _taught_by(teacher, fed or ModelSettings(), model)
     if wanted.name != PLAIN or wanted.mix or not hasattr(model, "num_members"):
         return build_task(wanted, model, num_classes, seed=seed, **more)
-    with user_errors("create the loss"):
-        criterion = create_classification_loss(smoothing=wanted.smoothing, soft_targets=wanted.mixes_samples)
+    criterion = more.get("criterion") or build_criterion(wanted, num_classes)
+    criterion = criterion.to(next(model.parameters()).device)
     return MembersTask(model, criterion, num_classes=num_classes, seed=seed, verbose=False)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import timm
 import torch
 from timm.data import Mixup, resolve_data_config
-from timm.loss import create_classification_loss
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.optim._optim_factory import optimizer_kwargs
 from timm.scheduler import MultiStepLRScheduler
@@ -25,10 +24,12 @@ from timm_mix.mixers import create_mixer
 from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks.mixer import MixerTask
 from timm_mix.train.data.device_loader import create_device_loaders, device_augmentation
+from timm_mix.train.data.labels import balanced_weights
 from timm_mix.train.data.loaders import check_splits, class_names, create_eval_loader, create_train_loader, open_dataset
 from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.loop.block_groups import BlockSchedule, GroupsOf, own_block_group
+from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.settings.augment import AugmentSettings
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
@@ -176,8 +177,9 @@ def build_loaders(
     """
     options = _augmentation(augment)
     shared: dict[str, Any] = {"rank": rank, "world_size": world_size}
+    weights = balanced_weights(data.train, data.num_classes) if images.balanced_sampling else None
     if images.device_loader:
-        shared |= {"views": views, "device": device, "channels_last": channels_last, "seed": seed}
+        shared |= {"weights": weights, "views": views, "device": device, "channels_last": channels_last, "seed": seed}
         style = device_augmentation(augment.aug, options)
         return create_device_loaders(images, style, data.train, data.validation, data_config, **shared)
     transform = create_transform(augment.aug, data_config, training=True, **options)
@@ -185,7 +187,7 @@ def build_loaders(
     data.validation.transform = create_transform(augment.aug, data_config, training=False)  # type: ignore[attr-defined]
     shared |= {"workers": images.workers, "pin_memory": images.pin_mem}
     train = create_train_loader(
-        data.train, batch_size=images.batch_size, repeats=images.batch_repeats, seed=seed, **shared
+        data.train, batch_size=images.batch_size, repeats=images.batch_repeats, seed=seed, weights=weights, **shared
     )
     batch_size = images.validation_batch_size or images.batch_size
     return train, create_eval_loader(data.validation, batch_size=batch_size, **shared)
@@ -209,9 +211,13 @@ def build_task(
     epochs: int,
     steps_per_epoch: int,
     seed: int,
+    criterion: nn.Module | None = None,
     **settings: Any,
 ) -> TrainingTask:
     """The training task of the recipe, on the model's device; `settings` are those that no recipe holds.
+
+    Args:
+        criterion: see `build_criterion`, which makes it where it is None.
 
     >>> model = timm.create_model("mixmo_wrn16_2_m2", depth=10, num_classes=5)
     >>> wanted = TaskSettings(name="mixmo", smoothing=0.1)
@@ -221,7 +227,8 @@ def build_task(
     """
     clock = {"steps_per_epoch": steps_per_epoch, "total_steps": epochs * steps_per_epoch}
     with user_errors(f"create task {wanted.name!r}"):
-        criterion = create_classification_loss(smoothing=wanted.smoothing, soft_targets=wanted.mixes_samples)
+        criterion = build_criterion(wanted, num_classes) if criterion is None else criterion
+        criterion = criterion.to(next(model.parameters()).device)
         if wanted.mixer is not None:
             return _mixer_task(wanted, model, criterion, num_classes, seed, clock)
         if wanted.name == PLAIN:

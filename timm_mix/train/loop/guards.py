@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from timm_mix.train.data.labels import labels_of
 from timm_mix.train.data.sources import is_stream
 from timm_mix.train.errors import UsageError
 from timm_mix.train.loop.signals import Agreement
@@ -131,24 +131,12 @@ def check_classes(model: nn.Module, num_classes: int, **splits: Dataset) -> None
     if predicted != num_classes:
         raise UsageError(f"the model must predict the {num_classes} classes of the data, got {predicted}; set the same")
     for name, dataset in splits.items():
-        labels = _labels(dataset)
+        labels = labels_of(dataset)
         if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
             raise UsageError(
                 f"the labels of the {name} data must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}; "
                 "correct --num-classes or the class map"
             )
-
-
-def _labels(dataset: Any) -> np.ndarray:
-    """As a dataset lists them (torchvision, digits), or its reader (timm); empty where they are not listed."""
-    reader = getattr(dataset, "reader", None)
-    for holder in (dataset, reader):
-        for name in ("targets", "labels"):
-            if getattr(holder, name, None) is not None:
-                return np.asarray(getattr(holder, name))
-    samples = getattr(reader, "samples", None)
-    pairs = samples if isinstance(samples, list) and samples and isinstance(samples[0], tuple) else []
-    return np.array([pair[1] for pair in pairs])
 
 
 @torch.no_grad()

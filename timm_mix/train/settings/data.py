@@ -32,6 +32,7 @@ class DataSettings:
     validation_batch_size: int | None = setting(
         None, "of the evaluation, which needs less memory; default: batch_size", AT_LEAST_1
     )
+    balanced_sampling: bool = setting(False, "train on every class equally often: draws with replacement")
     batch_repeats: int = setting(1, "copies of an image per batch, each augmented on its own (MixMo's b)", AT_LEAST_1)
 
     def __post_init__(self) -> None:

@@ -37,6 +37,12 @@ class TaskSettings:
     mixer: str | None = setting(None, "mixes the batches of task classification", choices=_mixers)
     mix: dict[str, Any] = setting({}, "settings of the task or mixer, key=value")
     smoothing: float = setting(0.0, "label smoothing: share of the target that is spread over all classes", BELOW_1)
+    bce_loss: bool = setting(False, "binary cross-entropy: every class is a question of its own")
+    bce_sum: bool = setting(False, "sum it over the classes instead of averaging")
+    bce_target_thresh: float | None = setting(None, "--bce-loss: labels above are 1, others 0, after mixing", SHARE)
+    class_weights: str | None = setting(
+        None, "weight of each class in the loss: a file or list of numbers, or balanced (1 / its images, mean 1)"
+    )
     mixup: float = setting(0.0, "alpha of timm's mixup, 0 for none; task classification only", NOT_NEGATIVE)
     cutmix: float = setting(0.0, "alpha of timm's CutMix, 0 for none; task classification only", NOT_NEGATIVE)
     mixup_prob: float = setting(1.0, "probability of mixup or CutMix per batch, pair or image", SHARE)
@@ -45,6 +51,8 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not self.bce_loss and (self.bce_sum or self.bce_target_thresh is not None):
+            raise UsageError("bce_sum and bce_target_thresh are for --bce-loss; give it, or drop them")
         if self.mixer is not None and self.name != PLAIN:
             raise UsageError(f"mixer is for task {PLAIN}, got task {self.name}; drop one of the two")
         if self.mixer is not None and self.mixes_samples:

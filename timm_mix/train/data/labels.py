@@ -1,0 +1,58 @@
+"""The labels that a data set lists without an image being read, and what follows from how often each occurs."""
+
+from typing import Any
+
+import numpy as np
+
+from timm_mix.train.errors import UsageError
+
+__all__ = ["balanced_weights", "count_labels", "labels_of"]
+
+
+def labels_of(dataset: Any) -> np.ndarray:
+    """As a dataset lists them (torchvision, digits), or its reader (timm); empty where they are not listed.
+
+    >>> from timm_mix.train.data.digits import Digits
+    >>> labels_of(Digits("validation"))[:5]
+    array([0, 3, 4, 7, 0])
+    """
+    reader = getattr(dataset, "reader", None)
+    for holder in (dataset, reader):
+        for name in ("targets", "labels"):
+            if getattr(holder, name, None) is not None:
+                return np.asarray(getattr(holder, name))
+    samples = getattr(reader, "samples", None)
+    pairs = samples if isinstance(samples, list) and samples and isinstance(samples[0], tuple) else []
+    return np.array([pair[1] for pair in pairs])
+
+
+def count_labels(dataset: Any, num_classes: int, what: str) -> np.ndarray:
+    """[num_classes] int64: how many images each class has.
+
+    Args:
+        what: wants to know, for the error.
+    Raises:
+        UsageError: a dataset that lists no labels.
+
+    >>> from timm_mix.train.data.digits import Digits
+    >>> int(count_labels(Digits("train"), 10, "--balanced-sampling").sum())
+    1437
+    """
+    labels = labels_of(dataset)
+    if not len(labels):
+        raise UsageError(f"{what} needs data that list their labels (folders, torch/..., digits): drop it")
+    return np.bincount(labels, minlength=num_classes)
+
+
+def balanced_weights(dataset: Any, num_classes: int) -> np.ndarray:
+    """[n] for a sampler that draws every class equally often: 1 / (images of its class).
+
+    Raises:
+        UsageError: as `count_labels`.
+
+    >>> from timm_mix.train.data.image_folder import ImageFiles
+    >>> balanced_weights(ImageFiles(["a.png", "b.png", "c.png"], np.array([0, 0, 1]), ["cat", "dog"]), 2)
+    array([0.5, 0.5, 1. ])
+    """
+    counts = count_labels(dataset, num_classes, "--balanced-sampling")
+    return 1 / counts[labels_of(dataset)]
