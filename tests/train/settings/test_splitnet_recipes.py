@@ -164,20 +164,19 @@ def schedule_of(config, updates):
 
 @pytest.mark.parametrize("path", [path for path in OURS if "efficientnet" not in path.stem], ids=named)
 def test_the_learning_rate_follows_the_published_curve(path):
-    """Up to the floor itself, which the curve reaches here gradually and in the published code at its end."""
     config, updates = parse_config(["--config", str(path)]), 3
     floor = 1e-4 if path in ON_CIFAR else 1e-5
     schedule = schedule_of(config, updates)
     whole = config.optimise.epochs * updates
     for update in (0, 1, 7, config.optimise.warmup_epochs * updates, whole // 2, whole - updates, whole - 1):
-        assert rate_at(schedule, update) == pytest.approx(published_rate(config, floor, update, updates), abs=floor)
+        assert rate_at(schedule, update) == pytest.approx(published_rate(config, floor, update, updates))
     assert rate_at(schedule, 0) == (0.005 if config.optimise.warmup_epochs else config.optimise.lr)
     assert rate_at(schedule, config.optimise.warmup_epochs * updates) == pytest.approx(config.optimise.lr)
 
 
 @pytest.mark.parametrize("path", [path for path in OURS if "efficientnet" in path.stem], ids=named)
 def test_efficientnet_falls_by_a_staircase(path):
-    """RMSpropTF, .256, 5 epochs from 1e-6, x .97 every .8 epoch."""
+    """RMSpropTF, .256 after 5 epochs from 1e-6, then x .97 every .8 epoch."""
     config = parse_config(["--config", str(path)])
     assert (config.optimise.opt, config.optimise.momentum, config.optimise.opt_eps, config.optimise.lr) == (
         "rmsproptf",
@@ -188,8 +187,8 @@ def test_efficientnet_falls_by_a_staircase(path):
     schedule = schedule_of(config, 10)
     assert rate_at(schedule, 0) == pytest.approx(1e-6)
     assert rate_at(schedule, 25) == pytest.approx(1e-6 + (0.256 - 1e-6) / 2)
-    for update in (50, 55, 56, 400, 1199):
-        assert rate_at(schedule, update) == pytest.approx(0.256 * 0.97 ** (update // 8))
+    for update in (50, 57, 58, 400, 1199):
+        assert rate_at(schedule, update) == pytest.approx(0.256 * 0.97 ** ((update - 50) // 8))
 
 
 class Images(Dataset):

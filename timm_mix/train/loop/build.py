@@ -30,6 +30,7 @@ from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.loop.block_groups import BlockSchedule, GroupsOf, own_block_group
 from timm_mix.train.loop.criterion import build_criterion
+from timm_mix.train.loop.floor import FlooredSchedule
 from timm_mix.train.settings.augment import AugmentSettings
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
@@ -322,7 +323,9 @@ def build_schedule(
     """
     with user_errors(f"create schedule {wanted.sched!r}"):
         if wanted.block_min_lr is None:
-            return _schedule(wanted, optimizer, updates_per_epoch, wanted.min_lr)
+            schedule, epochs = _schedule(wanted, optimizer, updates_per_epoch, wanted.min_lr)
+            floored = schedule is not None and wanted.lr_floor is not None
+            return FlooredSchedule(schedule, wanted.lr_floor) if floored else schedule, epochs
         network, epochs = _schedule(wanted, GroupsOf(optimizer, block=False), updates_per_epoch, wanted.min_lr)
         block, _ = _schedule(wanted, GroupsOf(optimizer, block=True), updates_per_epoch, wanted.block_min_lr)
     return BlockSchedule(network, block), epochs

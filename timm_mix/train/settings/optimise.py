@@ -64,6 +64,9 @@ class OptimiseSettings:
         False, "start the schedule where the warm-up ends; default: at epoch 0, under the warm-up (timm's)"
     )
     min_lr: float = setting(0.0, "where the schedule ends", NOT_NEGATIVE)
+    lr_floor: float | None = setting(
+        None, "cut the schedule off here: it heads for min_lr and stays at the floor", NOT_NEGATIVE
+    )
     decay_epochs: float = setting(30, "step: epochs between two steps", POSITIVE)
     decay_milestones: tuple[int, ...] = setting(
         (90, 180, 270), "multistep; with --sched-on-updates m acts after m epochs, else after m - 1 (timm's way)"
@@ -83,6 +86,8 @@ class OptimiseSettings:
                 f"warmup_epochs must be less than epochs, else lr is never used, got {self.warmup_epochs} of "
                 f"{self.epochs}; give --warmup-epochs {(self.epochs - 1) // 2}, or more epochs"
             )
+        if self.lr_floor is not None and self.block_min_lr is not None:
+            raise UsageError("lr_floor cuts off one schedule, block_min_lr makes two; drop one of them")
         if self.block_min_lr is not None and self.sched == "plateau":
             raise UsageError("block_min_lr needs a schedule that is known beforehand, got sched plateau; take cosine")
 
