@@ -1,7 +1,7 @@
 """Mixed inputs and divided networks for timm; importing it registers the models."""
 
 from timm_mix import hub, metrics, models, views
-from timm_mix.convert import load_official, official_model
+from timm_mix.convert import load_official, official_model, official_network
 from timm_mix.mixers import create_mixer, register_mixer
 from timm_mix.models.divide import divide, register_division
 from timm_mix.tasks import create_task, register_block, register_task
@@ -17,6 +17,7 @@ __all__ = [
     "metrics",
     "models",
     "official_model",
+    "official_network",
     "register_block",
     "register_division",
     "register_mixer",

@@ -16,6 +16,7 @@ from official_splitnet_pairs import PAIRS
 from torch import nn
 
 import timm_mix
+from timm_mix.convert.splitnet import NETWORKS
 
 pytestmark = [pytest.mark.usefixtures("quiet"), pytest.mark.slow]
 
@@ -80,6 +81,14 @@ def test_a_baseline_is_the_plain_model(arch):
     name = timm_mix.official_model("splitnet", arch)
     assert name == _plain(arch)
     assert timm.is_model(name)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_published_number_of_parts_is_a_call(arch):
+    for members in NETWORKS[arch][1]:
+        name, settings = timm_mix.official_network("splitnet", arch, members)
+        model = timm.create_model(name, num_classes=3, device="meta", **settings)
+        assert getattr(model, "num_members", 1) == members
 
 
 def test_published_networks_are_those_that_are_known():

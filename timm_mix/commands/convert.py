@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import timm_mix
 from timm_mix.card import LICENCES, SourceFacts, check_license, file_hash, make_converted_card
-from timm_mix.convert import official_classes, read_official
+from timm_mix.convert import official_classes, official_network, read_official
 from timm_mix.hub import save_pretrained
 from timm_mix.lab.release.releasing import forget_origin, replacing
 from timm_mix.train.errors import UsageError, user_errors
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         raise UsageError(f"the licence of weights of source {given.source} is not known here: give --license")
     with user_errors("convert"):
         check_license(license)
-        name = timm_mix.official_model(given.source, given.arch, given.members)
+        name, settings = official_network(given.source, given.arch, given.members)
     if (stated := LICENCES.get(given.source, license)) != license:
         print(f"warning: the authors released the weights under {stated}, the card will say {license}", file=sys.stderr)
     if not file.is_file():
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         with user_errors(f"read {file}"):
             state = read_official(file)
         print(f"2/4 give its {len(state)} tensors their places in {name}", flush=True)
-        model = _convert(name, state, {"network": given.network, "head": given.head})
+        model = _convert(name, settings, state, {"network": given.network, "head": given.head})
         print(f"3/4 write {target}", flush=True)
         save_pretrained(model, scratch)
         (scratch / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
@@ -63,10 +63,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
     return target
 
 
-def _convert(name: str, state: Mapping[str, Tensor], choices: Mapping[str, str | None]) -> nn.Module:
+def _convert(
+    name: str, settings: dict[str, Any], state: Mapping[str, Tensor], choices: Mapping[str, str | None]
+) -> nn.Module:
     with user_errors("convert"):
-        classes = official_classes(timm.create_model(name, device="meta"), state)
-        model: Any = timm.create_model(name, num_classes=classes)
+        classes = official_classes(timm.create_model(name, device="meta", **settings), state)
+        model: Any = timm.create_model(name, num_classes=classes, **settings)
         timm_mix.load_official(model, state, **choices)
     forget_origin(model)
     return model

@@ -5,6 +5,6 @@
 'splitnet_wide_resnet50_2e_s2'
 """
 
-from timm_mix.convert.load import load_official, official_classes, official_model, read_official
+from timm_mix.convert.load import load_official, official_classes, official_model, official_network, read_official
 
-__all__ = ["load_official", "official_classes", "official_model", "read_official"]
+__all__ = ["load_official", "official_classes", "official_model", "official_network", "read_official"]

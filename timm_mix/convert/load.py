@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import timm
 import torch
 from timm.utils import unwrap_model
 from torch import nn
 
 from timm_mix.convert import mixmo, openmixup, recursivemix, splitnet
 
-__all__ = ["load_official", "official_classes", "official_model", "read_official"]
+__all__ = ["load_official", "official_classes", "official_model", "official_network", "read_official"]
 
 _logger = logging.getLogger(__name__)
 
@@ -67,11 +68,38 @@ def official_model(source: str, arch: str, members: int = 1) -> str:
         members: M or S, 1 for the baselines and for all of RecursiveMix, AutoMix and SAMix.
     Raises:
         ValueError: a source, arch or number of members that was not published; it lists those that were. Or parts
-            that have no registered name; it shows the call that makes the model.
+            that have no registered name; see official_network.
 
     >>> official_model("mixmo", "wideresnetmixmo_28_10", members=2), official_model("recursivemix", "cifar_resnet18")
     ('mixmo_wrn28_10_m2', 'resnet18_cifar')
     """
+    name, members = _published(source, arch, members)
+    return _SOURCES[source].model_name(name, members)
+
+
+def official_network(source: str, arch: str, members: int = 1) -> tuple[str, dict[str, Any]]:
+    """The name and the keywords by which timm.create_model makes what an official checkpoint loads into.
+
+    Every published network has them, the parts without a registered name of their own, too.
+
+    Args: those of official_model.
+    Raises:
+        ValueError: a source, arch or number of members that was not published.
+
+    >>> official_network("splitnet", "resnet110", 16)
+    ('splitnet', {'backbone': 'resnet110', 'split': 16})
+    >>> official_network("mixmo", "wideresnetmixmo_28_10", 2)
+    ('mixmo_wrn28_10_m2', {})
+    """
+    name, members = _published(source, arch, members)
+    registered = f"splitnet_{name}_s{members}"
+    if source == "splitnet" and members > 1 and not timm.is_model(registered):
+        return "splitnet", {"backbone": name, "split": members}
+    return _SOURCES[source].model_name(name, members), {}
+
+
+def _published(source: str, arch: str, members: int) -> tuple[str, int]:
+    """Our name of the plain network, and the members."""
     sources = sorted(_SOURCES)
     if source not in sources:
         raise ValueError(f"source must be one of {', '.join(sources)}, got {source!r}")
@@ -85,7 +113,7 @@ def official_model(source: str, arch: str, members: int = 1) -> str:
     if isinstance(members, bool) or members not in known_members:
         known = " or ".join(map(str, known_members))
         raise ValueError(f"members of {arch} must be {known}, got {members!r}")
-    return _SOURCES[source].model_name(name, members)
+    return name, members
 
 
 def load_official(

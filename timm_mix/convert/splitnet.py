@@ -161,7 +161,7 @@ def model_name(name: str, members: int) -> str:
         return wanted
     raise ValueError(
         f"{wanted} is not a registered name; load such a checkpoint into "
-        f"timm.create_model('splitnet', backbone={name!r}, split={members}, num_classes=...)"
+        f"timm.create_model('splitnet', backbone={name!r}, split={members}, num_classes=...): see official_network()"
     )
 
 
