@@ -161,8 +161,8 @@ def test_a_network_that_has_diverged_is_refused(folder, value):
         ("---\nlicense: [\n---\n", "mit", "no valid metadata between its --- lines"),
         ("---\n- a\n---\n", "mit", "no valid metadata between its --- lines"),
         ("---\nlicense: mit\n---\n", "apache-2.0", "the licence given is 'apache-2.0', but .* says 'mit'"),
-        ("---\nlicense: 3\n---\n", None, "a licence is named by the Hub's identifier, such as apache-2.0, got 3"),
-        (None, "Apache 2", "a licence is named by the Hub's identifier, such as apache-2.0, got 'Apache 2'"),
+        ("---\nlicense: 3\n---\n", None, "no licence is called 3 on the Hub"),
+        (None, "Apache 2", "no licence is called 'Apache 2' on the Hub; did you mean apache-2.0"),
         ("---\nlicense: mit\nmodel-index: 3\n---\n", None, "no valid metadata"),
     ],
 )

@@ -30,7 +30,7 @@ MISTAKES = {
     "a class without images": (["--data-dir", "{root}/hole"], "every class needs training images, 'bee' in .*has none"),
     "no classifier": (["--model-kwargs", "features_only=True"], "features_only makes no classifier of mixmo; drop it"),
     "two means": (["--mean", "0.1", "0.2"], "mean must be one number, or 3 for the channels, got 2"),
-    "a rate that is none": (["--lr", "nan"], "lr must be >= 0 and finite, got nan"),
+    "a rate that is none": (["--lr", "nan"], "lr must be >= 0 and finite in float32, got nan"),
     "a huge seed": (["--seed", "9" * 30], r"seed must lie in \[0, 2\*\*63\), got 99"),
     "an output that cannot be written": (
         ["--output", "/proc"],
@@ -58,7 +58,7 @@ MISTAKES = {
         ["--task", "classification", "--cutmix", "1", "--batch-size", "9"],
         "mixup and cutmix need an even batch_size, got 9",
     ),
-    "negative penalty": (["--l2-penalty", "-1"], "l2_penalty must be >= 0 and finite, got -1"),
+    "negative penalty": (["--l2-penalty", "-1"], "l2_penalty must be >= 0 and finite in float32, got -1"),
     "views for mixmo": (["--views", "2"], "views"),
     "views of no part": ([*COTRAINING, "--views", "3"], "views"),
     "no views": ([*COTRAINING, "--views", "0"], "views must be .* 1, got 0"),

@@ -60,4 +60,12 @@ def test_taking_twice_and_releasing_twice_is_nothing(tmp_path):
     lock.take()
     lock.release()
     lock.release()
-    assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()  # it held nothing
+
+
+def test_a_folder_with_something_in_it_stays(tmp_path):
+    lock = FolderLock(tmp_path / "new")
+    lock.take()
+    (tmp_path / "new" / "results.json").write_text("{}")
+    lock.release()
+    assert (tmp_path / "new" / "results.json").is_file()

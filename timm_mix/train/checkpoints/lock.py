@@ -33,15 +33,17 @@ class FolderLock:
     def __init__(self, folder: Path):
         self.folder = folder
         self._handle: int | None = None
+        self._made = False
 
     def take(self) -> None:
         """
         Raises:
             UsageError: another run has the folder.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         if fcntl is None or self._handle is not None:
             return
+        self._made = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,10 +59,14 @@ class FolderLock:
         _HELD.add(handle)
 
     def release(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            _HELD.discard(self._handle)
-            self._handle = None
+        """A folder that was made for the lock alone goes again."""
+        if self._handle is None:
+            return
+        os.close(self._handle)
+        _HELD.discard(self._handle)
+        self._handle = None
+        if self._made and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
 
 def _leave_to_the_parent() -> None:
