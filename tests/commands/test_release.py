@@ -278,8 +278,8 @@ def _copy(runs, tmp_path, **changes):
         ({}, ["--tag", "a.b"], "--tag must be letters, digits and _, got 'a.b'"),
         ({}, ["--data-name", ""], "say by --data-name what they are called"),
         ({"config": {"pretrained": True}}, [], "whose licence counts: give --license"),
-        ({"config": {"pretrained": True}}, ["--license", ""], "cannot release: a licence is named by .* got ''"),
-        ({}, ["--license", "CC BY-NC 4.0"], "cannot release: a licence is named by .*, got 'CC BY-NC 4.0'"),
+        ({"config": {"pretrained": True}}, ["--license", ""], "cannot release: no licence is called '' on the Hub"),
+        ({}, ["--license", "CC BY-NC 4.0"], "cannot release: no licence is called 'CC BY-NC 4.0' on the Hub"),
         ({"config": {"initial_checkpoint": "x.pt"}}, [], "whose licence counts: give --license"),
     ],
 )

@@ -167,7 +167,7 @@ def _about(
             "train_images": len(data.train),  # type: ignore[arg-type]
             "validation_images": len(data.validation),  # type: ignore[arg-type]
             "classes": data.num_classes,
-            **{f"{name}_digest": digest_of(split) for name, split in splits.items()},
+            **{f"{name}_digest": digest for name, split in splits.items() if (digest := digest_of(split))},
         },
         "steps_per_epoch": steps,
         "total_epochs": epochs,

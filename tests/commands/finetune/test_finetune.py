@@ -178,7 +178,7 @@ def test_a_run_resumed_with_other_frozen_stages_is_refused(finetune):
 
 def test_images_of_a_folder_may_be_held_in_memory(finetune):
     results = finetune("mixmo", "--device-loader", "--aug", "small")
-    assert results["data"] == {"train_images": 36, "validation_images": 15, "classes": 3}
+    assert results["data"].items() >= {"train_images": 36, "validation_images": 15, "classes": 3}.items()
 
 
 def test_a_name_without_weights_starts_from_random_ones_and_says_so(finetune, tmp_path, capsys):
@@ -190,7 +190,7 @@ def test_a_name_without_weights_starts_from_random_ones_and_says_so(finetune, tm
 
 def test_one_folder_of_classes_is_split(finetune, digits):
     results = finetune("plain", "--val-fraction", "0.25", data=digits / "train")
-    assert results["data"] == {"train_images": 27, "validation_images": 9, "classes": 3}
+    assert results["data"].items() >= {"train_images": 27, "validation_images": 9, "classes": 3}.items()
 
 
 def test_networks_of_one_channel_get_grey_images(finetune, tmp_path):

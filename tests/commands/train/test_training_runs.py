@@ -43,7 +43,7 @@ def test_a_run_writes_results_checkpoints_and_a_model_that_timm_loads(task, run,
     assert results["hardware"]["device"] == "cpu"
     assert results["versions"]["timm"] == timm.__version__
     assert results["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert results["data"] == {"train_images": TRAIN, "validation_images": VALIDATION, "classes": 3}
+    assert results["data"].items() >= {"train_images": TRAIN, "validation_images": VALIDATION, "classes": 3}.items()
     assert results["steps_per_epoch"] == TRAIN // 8
     assert results["global_batch_size"] == 8
     assert [row["epoch"] for row in results["epochs"]] == [0, 1]
