@@ -324,8 +324,9 @@ def build_schedule(
     with user_errors(f"create schedule {wanted.sched!r}"):
         if wanted.block_min_lr is None:
             schedule, epochs = _schedule(wanted, optimizer, updates_per_epoch, wanted.min_lr)
-            floored = schedule is not None and wanted.lr_floor is not None
-            return FlooredSchedule(schedule, wanted.lr_floor) if floored else schedule, epochs
+            if schedule is not None and wanted.lr_floor is not None:
+                schedule = FlooredSchedule(schedule, wanted.lr_floor)
+            return schedule, epochs
         network, epochs = _schedule(wanted, GroupsOf(optimizer, block=False), updates_per_epoch, wanted.min_lr)
         block, _ = _schedule(wanted, GroupsOf(optimizer, block=True), updates_per_epoch, wanted.block_min_lr)
     return BlockSchedule(network, block), epochs
