@@ -65,3 +65,14 @@ def test_each_name_builds_what_it_says(backbone):
         assert cfg.first_conv == tuple(f"encoders.{i}" for i in range(members))
     model = timm.create_model(f"mixmo_{backbone}_m3", device="meta")
     assert (model.backbone, model.num_members, len(model.encoders), len(model.heads)) == (backbone, 3, 3, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", MODULES[2:], ids=lambda m: m.__name__.rpartition(".")[2])
+def test_every_plain_network_takes_the_number_of_classes_of_its_cfg(module):
+    """As a saved folder says it; timm leaves the head out where they differ, and says so to nobody."""
+    names = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__ == module.__name__]
+    assert names
+    for name in names:
+        model = timm.create_model(name, device="meta", pretrained_cfg_overlay={"num_classes": 5})
+        assert model.num_classes == 5, name

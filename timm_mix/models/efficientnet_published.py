@@ -213,7 +213,6 @@ default_cfgs = generate_default_cfgs(
 def _create_efficientnet(variant: str, pretrained: bool, **kwargs: Any) -> EfficientNet:
     check_drop_rates(kwargs)
     cifar = variant.endswith("_cifar")
-    kwargs.setdefault("num_classes", default_cfgs[variant].default.num_classes)
     return build_model_with_cfg(
         partial(_build, variant),
         variant,
