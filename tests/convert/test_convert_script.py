@@ -129,7 +129,7 @@ SPLITNET = ["--source", "splitnet", "--arch", "resnet110", "--members", "2"]
         ([*SPLITNET[:-1], "3"], "cannot convert: members of resnet110 must be 1 or"),
         ([*SPLITNET[:-1], "1"], "cannot convert: the checkpoint is of another network: .*of another shape"),
         (
-            ["--source", "mixmo", "--arch", "wideresnetmixmo_28_10", "--members", "2", "--license", "x"],
+            ["--source", "mixmo", "--arch", "wideresnetmixmo_28_10", "--members", "2", "--license", "mit"],
             "the checkpoint is of another network: it has nothing for heads.0.weight; correct the source",
         ),
         ([*SPLITNET[:-1], "4"], "cannot convert: the checkpoint is of another network: .*missing"),
