@@ -54,16 +54,21 @@ def _cost(network, x, y):
     return F.cross_entropy(network(x), y).item()
 
 
+def _reloaded(content):
+    """From a file that holds tensors and plain values only."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
 @pytest.mark.parametrize(("row", "column"), MATRIX)
 def test_a_resumed_task_goes_on_to_the_bit(row, column):
     batches = [batch_of(column, seed) for seed in range(4)]
     one = make_task(row, column)
     own = optimizer_of(one)
     train(one, own, batches[:2])
-    file = io.BytesIO()
-    torch.save({"task": one.get_checkpoint_state(), "optimizer": own.state_dict()}, file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
+    saved = _reloaded({"task": one.get_checkpoint_state(), "optimizer": own.state_dict()})
     two = make_task(row, column, seed=9)
     two.load_checkpoint_state(saved["task"]["state_dict"], saved["task"]["task_state"])
     other = optimizer_of(two)
@@ -85,10 +90,7 @@ def test_a_task_goes_on_to_the_bit_from_its_state_dict_alone(row, column):
     one = make_task(row, column)
     own = optimizer_of(one)
     train(one, own, batches[:2])
-    file = io.BytesIO()
-    torch.save({"task": one.state_dict(), "optimizer": own.state_dict()}, file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
+    saved = _reloaded({"task": one.state_dict(), "optimizer": own.state_dict()})
     places = [value.untyped_storage().data_ptr() for value in one.state_dict().values() if value.numel()]
     assert len(set(places)) == len(places)  # no tensor twice, as safetensors want it
     two = make_task(row, column, seed=9)
