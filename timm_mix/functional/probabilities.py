@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["log_probabilities"]
+__all__ = ["log_probabilities", "wide"]
 
 
 def log_probabilities(logits: Tensor, *, sigmoid: bool = False) -> Tensor:
@@ -16,7 +16,16 @@ def log_probabilities(logits: Tensor, *, sigmoid: bool = False) -> Tensor:
     (tensor([[0.5000, 0.5000]]), tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]]))
     """
-    wide = logits.float() if logits.element_size() < 4 else logits
+    z = wide(logits)
     if sigmoid:
-        return torch.stack([F.logsigmoid(wide), F.logsigmoid(-wide)], dim=-1)
-    return F.log_softmax(wide, dim=-1).unsqueeze(-2)
+        return torch.stack([F.logsigmoid(z), F.logsigmoid(-z)], dim=-1)
+    return F.log_softmax(z, dim=-1).unsqueeze(-2)
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In float32 at least, as losses are computed.
+
+    >>> wide(torch.zeros(2, dtype=torch.bfloat16)).dtype, wide(torch.zeros(2, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
+    return logits.float() if logits.element_size() < 4 else logits

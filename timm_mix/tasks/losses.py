@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, PolyCrossEntropy
 from torch import Tensor, nn
 
+from timm_mix.functional.probabilities import wide
 from timm_mix.tasks._criteria import (
     WEIGHED,
     apart,
@@ -22,7 +23,7 @@ from timm_mix.tasks._criteria import (
     without_smoothing,
 )
 
-__all__ = ["LabelLoss", "Labels", "wide"]
+__all__ = ["LabelLoss", "Labels"]
 
 SIGNED = (nn.SoftMarginLoss, nn.HingeEmbeddingLoss)  # their targets are -1 and 1
 SMOOTHING = (BinaryCrossEntropy, PolyCrossEntropy)  # class indices only; rows count as softened already
@@ -174,12 +175,3 @@ class LabelLoss:
             return self.criterion, labels.rows
         smoothing: Any = self.criterion.smoothing
         return without_smoothing(self.criterion), labels.rows * (1 - smoothing) + smoothing / self.num_classes
-
-
-def wide(logits: Tensor) -> Tensor:
-    """In float32 at least, as losses are computed.
-
-    >>> wide(torch.zeros(2, dtype=torch.bfloat16)).dtype, wide(torch.zeros(2, dtype=torch.float64)).dtype
-    (torch.float32, torch.float64)
-    """
-    return logits.float() if logits.element_size() < 4 else logits
