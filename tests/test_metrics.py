@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.task.evaluator import MultiLabelClassificationEvaluator
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from timm_mix.metrics import (
+    LabelMetrics,
     MemberMetrics,
     brier_score,
     calibration_bins,
@@ -267,3 +269,24 @@ def test_too_few_samples_are_refused(name):
 def test_a_temperature_of_what_does_not_fit_is_refused(logits, target, message):
     with pytest.raises(ValueError, match=message):
         fit_temperature(logits, target)
+
+
+def test_label_metrics_are_timms_over_batches():
+    rng = np.random.default_rng(0)
+    members, target = (
+        torch.tensor(rng.normal(size=(B, N, K))).float(),
+        torch.tensor(rng.integers(2, size=(B, K))).float(),
+    )
+    metrics = LabelMetrics(N)
+    for rows in (slice(0, 4), slice(4, None)):
+        metrics.update(members[rows], members[rows].mean(1), target[rows])
+    scores = metrics.compute()
+    for name, logits in {"member_2": members[:, 2], "ensemble": members.mean(1)}.items():
+        theirs = MultiLabelClassificationEvaluator()
+        theirs.update(logits, target)
+        wanted = theirs.compute()
+        assert scores[name].bce == pytest.approx(wanted.pop("loss"), rel=1e-6)
+        assert {key: getattr(scores[name], key) for key in wanted} == wanted
+        assert scores[name].count == B
+    with pytest.raises(ValueError, match="no sample was evaluated"):
+        LabelMetrics(N).compute()

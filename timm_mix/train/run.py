@@ -30,7 +30,7 @@ from timm_mix.train.loop.build import (
     data_config_of,
 )
 from timm_mix.train.loop.criterion import build_criterion
-from timm_mix.train.loop.guards import check_classes
+from timm_mix.train.loop.guards import check_classes, check_sigmoids
 from timm_mix.train.loop.member_parallel import MemberParallel
 from timm_mix.train.loop.parallel import DataParallel, join_after_restart
 from timm_mix.train.loop.trackers import tracker_of
@@ -101,6 +101,8 @@ def train(
     if prepare_model is not None:
         model = prepare_model(model, data)
     check_classes(model, data.num_classes, training=data.train, validation=data.validation)
+    if data.multi_label:
+        _check_multi_label(config, model)
     data_config = data_config_of(config.model, model)
     model.to(accelerator.device)
     if config.model.channels_last:
@@ -149,7 +151,7 @@ def _trainer(
     if accelerator.is_main_process:
         counts = {"num_classes": data.num_classes, "steps_per_epoch": steps, "epochs": epochs}
         about["predicted_cost"] = str(predict_cost(config.model, config.task, config.data, **counts))
-    mixup = build_mixup(config.task, data.num_classes)
+    mixup = build_mixup(config.task, data.num_classes, data.multi_label)
     return Trainer(
         config, accelerator, task, optimizer, schedule, epochs, *loaders, about, mixup=mixup, parallel=parallel
     )
@@ -167,12 +169,20 @@ def _about(
             "train_images": len(data.train),  # type: ignore[arg-type]
             "validation_images": len(data.validation),  # type: ignore[arg-type]
             "classes": data.num_classes,
+            **({"multi_label": True} if data.multi_label else {}),
             **{f"{name}_digest": digest for name, split in splits.items() if (digest := digest_of(split))},
         },
         "steps_per_epoch": steps,
         "total_epochs": epochs,
         "global_batch_size": config.data.batch_size * parallel.shares * config.optimise.grad_accum_steps,
     }
+
+
+def _check_multi_label(config: Config, model: Any) -> None:
+    """Several labels per image are questions of their own, whose logits are averaged over the members."""
+    check_sigmoids(model, config.model.name)
+    if config.run.member_parallel:
+        raise UsageError("member_parallel is for one label per image, the table lists several: drop it")
 
 
 def _check_folder(folder: Path) -> None:

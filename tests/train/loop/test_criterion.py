@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from timm_mix.train.data.image_folder import ImageFiles
 from timm_mix.train.data.loaders import create_train_loader, start_epoch
 from timm_mix.train.errors import UsageError
-from timm_mix.train.loop.build import build_task
+from timm_mix.train.loop.build import build_mixup, build_task
 from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.settings.task import TaskSettings
 
@@ -92,3 +92,31 @@ def test_a_balanced_epoch_draws_every_class_alike_and_goes_on_anywhere():
     assert (abs(counts - 1000 / 3) < 60).all()  # four standard deviations
     start_epoch(loader, epoch=1, seed=3, first_batch=7)
     assert [target.tolist() for _, target in loader] == whole[7:]
+
+
+SEVERAL = ImageFiles(["a.png", "b.png", "c.png", "d.png"], np.eye(3, dtype=np.float32)[[0, 0, 0, 1]], ["a", "b", "c"])
+
+
+def test_several_labels_per_image_are_questions_of_their_own():
+    z, y = torch.randn(4, K), torch.tensor([[1.0, 1, 0], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
+    loss = build_criterion(TaskSettings(), K, SEVERAL)(z, y)
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(z, y))
+    smoothed = build_criterion(TaskSettings(smoothing=0.2), K, SEVERAL)(z, y)
+    torch.testing.assert_close(smoothed, F.binary_cross_entropy_with_logits(z, 0.8 * y + 0.1))
+
+
+def test_balance_of_several_labels_weighs_what_is_there():
+    criterion = build_criterion(TaskSettings(class_weights="balanced"), K, SEVERAL)
+    assert criterion.pos_weight.tolist() == pytest.approx([1 / 3, 3, 3])  # a class without an image counts as one
+    given = build_criterion(TaskSettings(class_weights="1,2,5"), K, SEVERAL)
+    z, y = torch.randn(4, K), torch.tensor(SEVERAL.targets)
+    torch.testing.assert_close(given(z, y), F.binary_cross_entropy_with_logits(z, y, torch.tensor([1.0, 2.0, 5.0])))
+
+
+def test_timms_mixup_mixes_several_labels():
+    mixup = build_mixup(TaskSettings(mixup=1.0, smoothing=0.2), K, multi_label=True)
+    y = torch.tensor([[1.0, 1, 0], [0, 0, 0]])
+    _, mixed = mixup(torch.zeros(2, 3, 8, 8), y)
+    soft = 0.8 * y + 0.1
+    torch.testing.assert_close(mixed + mixed.flip(0), soft + soft.flip(0))
+    assert not torch.equal(mixed, soft)

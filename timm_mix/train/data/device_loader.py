@@ -38,7 +38,7 @@ class ImageMemory:
 
     Shapes: with H, W = size
         pixels: [1 + N * H * W, C] uint8 on the device, a black pixel first (see `cut_views`).
-        target: [N] int64 on the host.
+        target: [N] int64, or [N, K] float32, on the host.
 
     >>> memory = ImageMemory(torch.zeros(1 + 5 * 4 * 4, 3, dtype=torch.uint8), np.arange(5), (4, 4))
     >>> len(memory), memory.shape
@@ -93,17 +93,17 @@ def load_images(
         raise UsageError(f"the network takes {channels} channels, the images have {found}: correct in_chans")
     _check_memory(count, (channels, *size), device)
     pixels = torch.zeros(1 + count * size[0] * size[1], channels, dtype=torch.uint8)
-    target = np.zeros(count, np.int64)
+    targets = [np.zeros(0, np.int64)] if not count else []
     images, done = pixels[1:].view(count, *size, channels), 0
     for read in create_eval_loader(dataset, batch_size=256, workers=workers):
         if isinstance(read, FaultyBatch):
             raise UsageError(read.fault)
         batch, labels = read
         images[done : done + len(batch)] = batch.permute(0, 2, 3, 1)
-        target[done : done + len(batch)] = labels.numpy()
+        targets.append(labels.numpy())
         done += len(batch)
     dataset.transform = None  # type: ignore[attr-defined]
-    return ImageMemory(pixels.to(device), target, size)
+    return ImageMemory(pixels.to(device), np.concatenate(targets), size)
 
 
 class DeviceLoader:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 __all__ = ["digest_of"]
 
 
@@ -34,12 +36,17 @@ def digest_of(dataset: Any) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _samples(dataset: Any) -> Iterator[tuple[Any, int]]:
+def _samples(dataset: Any) -> Iterator[tuple[Any, Any]]:
     """Paths and labels, of ours and of timm's reader of folders."""
     files = getattr(dataset, "files", None)
     if files is not None:
-        yield from ((path, int(label)) for path, label in zip(files, dataset.targets, strict=True))
+        yield from ((path, _listed(label)) for path, label in zip(files, dataset.targets, strict=True))
         return
     samples = getattr(getattr(dataset, "reader", None), "samples", None)
     if isinstance(samples, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in samples):
         yield from (pair for pair in samples if isinstance(pair[0], str | os.PathLike))
+
+
+def _listed(label: Any) -> Any:
+    """One label, or those that are on."""
+    return int(label) if np.ndim(label) == 0 else np.flatnonzero(label).tolist()

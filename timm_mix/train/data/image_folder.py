@@ -31,7 +31,7 @@ class ImageFiles(Dataset):
 
     Args:
         files: one path per sample.
-        targets: [n] int64, the label of each.
+        targets: [n] int64, the label of each, or [n, K] float32, 1 for every label that it has.
         classes: the names of the classes by label.
         mode: PIL mode that every image is converted to.
     Raises:
@@ -51,12 +51,20 @@ class ImageFiles(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    @property
+    def no_label(self) -> Any:
+        """Of an image that cannot be read."""
+        return 0 if self.targets.ndim == 1 else np.zeros_like(self.targets[0])
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         try:
             image = decode(self.files[index], self.mode)
         except Exception as error:  # decoders fail in many ways
             raise UsageError(unreadable(self.files[index], error)) from error
-        return (image if self.transform is None else self.transform(image)), int(self.targets[index])
+        return (image if self.transform is None else self.transform(image)), self._label(index)
+
+    def _label(self, index: int) -> Any:
+        return int(self.targets[index]) if self.targets.ndim == 1 else self.targets[index]
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,8 @@ def read(dataset: Any, index: int) -> Any:
         return dataset[index]
     except UsageError as error:
         black = Image.new(dataset.mode, (64, 64))
-        return Unreadable(str(error), (black if dataset.transform is None else dataset.transform(black), 0))
+        stand_in = black if dataset.transform is None else dataset.transform(black)
+        return Unreadable(str(error), (stand_in, getattr(dataset, "no_label", 0)))
 
 
 def collate(items: list[Any]) -> Any:

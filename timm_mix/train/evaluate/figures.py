@@ -10,7 +10,14 @@ from torch import Tensor
 from timm_mix.metrics import Bins
 from timm_mix.train.evaluate.canvas import PALETTE, open_pyplot, save_figure
 
-__all__ = ["plot_corruptions", "plot_fgsm", "plot_members", "plot_reliability", "plot_risk_coverage"]
+__all__ = [
+    "plot_corruptions",
+    "plot_fgsm",
+    "plot_members",
+    "plot_precision_recall",
+    "plot_reliability",
+    "plot_risk_coverage",
+]
 
 NAMED_CLASSES = 40  # beyond that the names of the classes would not be legible
 WRITTEN_CELLS = 12
@@ -98,6 +105,28 @@ def plot_risk_coverage(path: Path, curves: Mapping[str, tuple[Tensor, Tensor]], 
     axis.set(xlim=(0, 100), ylim=(0, 1.1 * top + 0.1))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="upper left")
+    save_figure(figure, path)
+
+
+def plot_precision_recall(path: Path, logits: Mapping[str, Tensor], target: Tensor, whole: str, title: str) -> None:
+    """Precision over recall of all labels together, as the threshold of the probability falls.
+
+    Shapes: logits predictor -> [n, K]; target [n, K] of 0 and 1.
+
+    >>> target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> plot_precision_recall(Path("precision_recall.png"), {"model": 2 * target - 1}, target, "model", "resnet18")
+    >>> Path("precision_recall.png").is_file()
+    True
+    """
+    plt = open_pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for n, (name, rows) in enumerate(logits.items()):
+        hits = np.asarray(target)[np.unravel_index(np.argsort(-np.asarray(rows), axis=None), rows.shape)].cumsum()
+        precision, recall = hits / np.arange(1, len(hits) + 1), hits / max(hits[-1], 1)
+        axis.plot(100 * recall, 100 * precision, label=name, **_style(n, name, whole))
+    axis.set(xlabel="recall (%)", ylabel="precision (%)", title=title, xlim=(0, 100), ylim=(0, 102))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="lower left")
     save_figure(figure, path)
 
 

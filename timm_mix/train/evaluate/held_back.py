@@ -7,6 +7,7 @@ from typing import Any
 
 from timm_mix.train.data.digits import TRAIN_SPLITS
 from timm_mix.train.data.image_folder import ImageFiles, open_image_folder
+from timm_mix.train.data.label_table import open_labelled
 from timm_mix.train.data.sources import FOLDER_NAMES, SPLIT_NAMES
 from timm_mix.train.errors import UsageError
 from timm_mix.train.evaluate.settings import Evaluated, ImagesOf
@@ -43,6 +44,8 @@ def held_back(images: ImagesOf, model: Evaluated) -> HeldBack | None:
     fraction = theirs if images.val_fraction is None else images.val_fraction
     if fraction is None:
         return None
+    if images.labels_csv is None and run.get("labels_csv") and theirs is not None:
+        raise UsageError(f"the run held back a share of the table {run['labels_csv']}: give it as --labels-csv, too")
     if images.dataset.lower() not in FOLDER_NAMES or images.data_dir is None or images.class_map:
         given = images.dataset or images.class_map or images.data_dir
         raise UsageError(f"val_fraction is for a folder of images, got {given}: drop it")
@@ -64,6 +67,11 @@ def open_held_back(images: ImagesOf, wanted: HeldBack) -> ImageFiles:
     """
     if images.split not in SPLIT_NAMES:
         raise UsageError(f"split must be one of {', '.join(SPLIT_NAMES)}, got {images.split!r}")
+    if images.labels_csv is not None:
+        train, validation = open_labelled(
+            images.labels_csv, images.data_dir, val_fraction=wanted.fraction, seed=wanted.seed
+        )
+        return train if images.split in TRAIN_SPLITS else validation
     train, validation, _ = open_image_folder(
         images.data_dir or "", train_split=wanted.train_split, val_fraction=wanted.fraction, seed=wanted.seed
     )

@@ -50,6 +50,8 @@ class Network:
         names: of the predictors: member_0 ..., ensemble_logits, ensemble_softmax (and ensemble_max where the model
             joins its members so), folded; for a plain model the one name `model`.
         whole: the name of the model's own prediction among them.
+    Args:
+        multi_label: an image may have any number of labels; then there is no softmax over the classes.
     Shapes:
         outputs(pixels [B, C, H, W]): [B, P, K] float32 logits of the members, then of the folded network.
         predictor(outputs [n, P, K], name): [n, K] float64.
@@ -71,8 +73,10 @@ class Network:
         *,
         folded: nn.Module | None = None,
         channels_last: bool = False,
+        multi_label: bool = False,
     ):
         self.accelerator = accelerator
+        self.multi_label = multi_label
         self.members: int | None = getattr(model, "num_members", None)
         self.model = self._ready(model, channels_last)
         self.folded = None if folded is None else self._ready(folded, channels_last)
@@ -82,7 +86,7 @@ class Network:
         )
         own = getattr(model, "ensemble", "logits")
         self.whole = "model" if self.members is None else f"ensemble_{own}"
-        self.modes = ["logits", "softmax", *(["max"] if own == "max" else [])]
+        self.modes = ["logits"] if multi_label else ["logits", "softmax", *(["max"] if own == "max" else [])]
         self.names = self._names()
 
     def _ready(self, net: nn.Module, channels_last: bool) -> nn.Module:
@@ -121,7 +125,7 @@ class PixelDataset(Dataset):
     In the place of one that cannot be read stands an `Unreadable`.
 
     Args:
-        source: a data set of PIL images and labels; see `timm_mix.train.data.reading`.
+        source: a data set of PIL images and labels, a class or [K]; see `timm_mix.train.data.reading`.
         to_pixels: PIL image -> [C, H, W] in [0, 1].
         mode: PIL mode of the images.
         corruption: (image [H, W, C] uint8, index) -> the same.
@@ -144,7 +148,7 @@ class PixelDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | Unreadable:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any, int] | Unreadable:
         sample = read(self.source, index)
         if isinstance(sample, Unreadable):
             return sample
@@ -153,7 +157,7 @@ class PixelDataset(Dataset):
         if self.corruption is not None:
             grid = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
             pixels = torch.from_numpy(self.corruption(grid, index)).permute(2, 0, 1).float() / 255
-        return pixels, int(label), index
+        return pixels, (label if np.ndim(label) else int(label)), index
 
 
 class WholeBatches(Sampler[list[int]]):
@@ -233,7 +237,9 @@ def _run(step: Callable, batch: Any, device: torch.device, num_classes: int) -> 
     if isinstance(batch, Unreadable):
         raise UsageError(batch.fault)
     pixels, label, index = batch
-    for i, wanted in zip(index.tolist(), label.tolist(), strict=True):
+    if label.ndim == 2 and label.shape[1] != num_classes:
+        raise UsageError(f"the model has {num_classes} classes, the table {label.shape[1]}; give its data")
+    for i, wanted in zip(index.tolist(), label.tolist() if label.ndim == 1 else (), strict=label.ndim == 1):
         if not 0 <= wanted < num_classes:
             raise UsageError(f"the model has {num_classes} classes, image number {i} has label {wanted}; give its data")
     with user_errors(f"run the model on images {list(pixels.shape[1:])}"):

@@ -15,22 +15,35 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from timm_mix.metrics import calibration_bins, cross_fit_temperature, risk_coverage
+from timm_mix.train.data.labels import is_multi_label
+from timm_mix.train.errors import UsageError
 from timm_mix.train.evaluate.canvas import NO_MATPLOTLIB, can_draw
 from timm_mix.train.evaluate.corruptions import SEVERITIES, Corruption, NpyCorruption, families_in
 from timm_mix.train.evaluate.figures import (
     plot_corruptions,
     plot_fgsm,
     plot_members,
+    plot_precision_recall,
     plot_reliability,
     plot_risk_coverage,
 )
 from timm_mix.train.evaluate.held_back import held_back
 from timm_mix.train.evaluate.outputs import Network, PixelDataset, collect, create_loader
+from timm_mix.train.evaluate.per_class import per_class, write_classes
 from timm_mix.train.evaluate.robustness import fgsm_scores, figures_of, sample_scores
-from timm_mix.train.evaluate.scoring import PROTOCOL, agreement, confusion, diversity, score
-from timm_mix.train.evaluate.settings import ValidateConfig
+from timm_mix.train.evaluate.scoring import (
+    LABEL_PROTOCOL,
+    PROTOCOL,
+    agreement,
+    confusion,
+    diversity,
+    score,
+    score_labels,
+)
+from timm_mix.train.evaluate.settings import Measured, ValidateConfig
 from timm_mix.train.evaluate.subject import Subject, fold, open_images, open_subject, pixel_transform
 from timm_mix.train.files import write_json, write_whole
+from timm_mix.train.loop.guards import check_sigmoids
 from timm_mix.train.loop.results import describe_machine
 
 __all__ = ["KIND", "Evaluation"]
@@ -53,7 +66,10 @@ class Evaluation:
     def __init__(self, config: ValidateConfig, accelerator: Accelerator):
         self.config, self.accelerator = config, accelerator
         self.images, self.class_names = open_images(config.images, config.model)
+        self.multi_label = is_multi_label(self.images)
         self.subject: Subject = open_subject(config.model, self.class_names)
+        if self.multi_label:
+            _check_multi_label(config.measured, self.subject)
         self.images.mode = self.subject.mode  # type: ignore[attr-defined]
         self.network = Network(
             self.subject.model,
@@ -61,6 +77,7 @@ class Evaluation:
             accelerator,
             folded=fold(self.subject) if config.measured.fold else None,
             channels_last=config.model.channels_last,
+            multi_label=self.multi_label,
         )
         self.to_pixels = pixel_transform(self.subject)
         self.folder = Path(config.measured.output)
@@ -75,7 +92,9 @@ class Evaluation:
         if not self.accelerator.is_main_process:
             return {}
         content = {**self._about(len(target)), "figures": self._figures(outputs, target)}
-        if self.network.members is not None:
+        classes = self.class_names or [str(label) for label in range(self.subject.num_classes)]
+        content["classes"] = per_class(self.network.predictor(outputs, self.network.whole), target, classes)
+        if self.network.members is not None and not self.multi_label:
             content["diversity"] = diversity(outputs[:, : self.network.members], target)
         content["throughput"] = {**self._throughput(), "pass_over_the_images_seconds": round(seconds, 3)}
         content |= {"fgsm": attacked} if attacked else {}
@@ -84,9 +103,10 @@ class Evaluation:
             tensors = {"logits": outputs, "target": target}
             write_whole(self.folder / "predictions.safetensors", lambda stream: stream.write(to_safetensors(tensors)))
         if can_draw():
-            self._draw(outputs, target, content)
+            self._draw(outputs, target, content, classes)
         else:
             print(NO_MATPLOTLIB, file=sys.stderr)
+        write_classes(self.folder / "classes.csv", content["classes"])
         write_json(self.folder / "results.json", content)
         _print_table(content)
         return content
@@ -141,10 +161,9 @@ class Evaluation:
         return {"source": source, "severities": list(SEVERITIES), "mean": mean, "families": families}
 
     def _figures(self, outputs: Tensor, target: Tensor) -> dict[str, Any]:
+        scored: Any = score_labels if self.multi_label else partial(score, seed=self.config.measured.seed)
         return {
-            name: dataclasses.asdict(
-                score(self.network.predictor(outputs, name), target, seed=self.config.measured.seed)
-            )
+            name: dataclasses.asdict(scored(self.network.predictor(outputs, name), target))
             for name in self.network.names
         }
 
@@ -172,7 +191,7 @@ class Evaluation:
                 "transform": subject.settings.augment.aug,
                 **subject.data_config,
             },
-            "protocol": PROTOCOL,
+            "protocol": {**(LABEL_PROTOCOL if self.multi_label else PROTOCOL), "classes": f"of {self.network.whole}"},
         }
 
     def _throughput(self) -> dict[str, Any]:
@@ -197,8 +216,12 @@ class Evaluation:
         median = sorted(times[1:])[len(times[1:]) // 2]  # the first one warms up
         return {"images_per_second": round(len(images) / median, 1), "passes": len(times) - 1}
 
-    def _draw(self, outputs: Tensor, target: Tensor, content: dict[str, Any]) -> None:
+    def _draw(self, outputs: Tensor, target: Tensor, content: dict[str, Any], classes: list[str]) -> None:
         whole, title = self.network.whole, self.subject.architecture
+        if self.multi_label:
+            logits_of = {name: self.network.predictor(outputs, name) for name in self.network.names}
+            plot_precision_recall(self.folder / "precision_recall.png", logits_of, target, whole, title)
+            return
         logits = self.network.predictor(outputs, whole)
         panels = {}
         calibrated, _ = cross_fit_temperature(logits, target, seed=self.config.measured.seed)
@@ -217,7 +240,6 @@ class Evaluation:
             predictions.append(predicted)
             curves[name] = risk_coverage(confidence, predicted == target)
         plot_risk_coverage(self.folder / "risk_coverage.png", curves, whole, title)
-        classes = self.class_names or [str(label) for label in range(self.subject.num_classes)]
         matrices = agreement(predictions), confusion(logits, target)
         plot_members(self.folder / "members.png", self.network.names, *matrices, classes, whole)
 
@@ -232,6 +254,14 @@ class Evaluation:
             plot_corruptions(self.folder / "corruptions.png", top1, clean, whole, title)
 
 
+def _check_multi_label(wanted: Measured, subject: Subject) -> None:
+    check_sigmoids(subject.model, subject.settings.model.name)
+    given = {"robustness": wanted.robustness, "corruptions": wanted.corruptions or wanted.corruptions_dir}
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"{name} is for one label per image, the table lists several: drop it")
+
+
 def _columns(rows: list[dict[str, dict[str, float]]], names: list[str]) -> dict[str, dict[str, list[float]]]:
     """Predictor -> figure -> one value per row."""
     return {name: {key: [row[name][key] for row in rows] for key in rows[0][name]} for name in names}
@@ -240,12 +270,14 @@ def _columns(rows: list[dict[str, dict[str, float]]], names: list[str]) -> dict[
 def _print_table(content: dict[str, Any]) -> None:
     columns = {"top-1 %": "top1", "top-5 %": "top5", "NLL": "nll", "NLL_c": "nll_calibrated", "ECE": "ece"}
     columns |= {"ECE_c": "ece_calibrated", "Brier": "brier", "AURC": "aurc"}
+    if "map" in next(iter(content["figures"].values())):
+        columns = {"mAP %": "map", "micro F1 %": "micro_f1", "macro F1 %": "macro_f1", "BCE": "bce"}
     about = f"{content['model']['name']}: {content['data']['images']} images, {content['data']['classes']} classes"
     if held := content["data"]["held_back"]:
         about += f" (of a split by val_fraction {held['fraction']:g}, seed {held['seed']})"
-    print(f"{about}\n{'':18s}" + "".join(f"{title:>9s}" for title in columns))
+    print(f"{about}\n{'':18s}" + "".join(f"{title:>11s}" for title in columns))
     for name, row in content["figures"].items():
-        cells = (f"{row[key]:9.2f}" if title.endswith("%") else f"{row[key]:9.4f}" for title, key in columns.items())
+        cells = (f"{row[key]:11.2f}" if title.endswith("%") else f"{row[key]:11.4f}" for title, key in columns.items())
         print(f"{name:18s}" + "".join(cells))
     if content.get("diversity"):
         both = {key: content["diversity"][key] for key in ("disagreement", "ratio_error", "kl")}

@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_stat_scores
 
 from timm_mix.metrics import (
+    LabelMetrics,
+    LabelScores,
     brier_score,
     calibration_bins,
     calibration_error,
@@ -18,7 +20,7 @@ from timm_mix.metrics import (
     risk_coverage,
 )
 
-__all__ = ["PROTOCOL", "Figures", "agreement", "confusion", "diversity", "score"]
+__all__ = ["LABEL_PROTOCOL", "PROTOCOL", "Figures", "agreement", "confusion", "diversity", "score", "score_labels"]
 
 # what a reader of results.json needs to recompute the figures
 PROTOCOL = {
@@ -34,6 +36,12 @@ PROTOCOL = {
     "ensemble_softmax": "mean probability; its logits, and what T divides, are the logarithm of that",
     "diversity": "disagreement: share of images with different predictions; ratio_error: images that one of the two "
     "gets wrong over images that both get wrong, null without any of these; kl: symmetrised, nats",
+}
+
+LABEL_PROTOCOL = {
+    "map": "per cent, mean over the classes of the average precision, 0 for one without an image (timm's evaluator)",
+    "micro_f1, macro_f1, sample_f1": "per cent, at probability 1/2: over all labels, mean over classes, over images",
+    "bce": "nats, mean over images and classes",
 }
 
 
@@ -84,6 +92,19 @@ def score(logits: Tensor, target: Tensor, *, seed: int = 0) -> Figures:
         aurc=float(risk.mean()),
         count=len(target),
     )
+
+
+def score_labels(logits: Tensor, target: Tensor) -> LabelScores:
+    """Of images with any number of labels; LABEL_PROTOCOL says what the figures are.
+
+    Shapes: logits [n, K]; target [n, K] of 0 and 1.
+
+    >>> score_labels(torch.tensor([[3.0, -3.0], [-3.0, 3.0]]), torch.eye(2)).map
+    100.0
+    """
+    metrics = LabelMetrics(0)
+    metrics.update(logits[:, None][:, :0], logits, target)
+    return metrics.compute()["ensemble"]
 
 
 def _hits(logits: Tensor, target: Tensor, k: int) -> float:

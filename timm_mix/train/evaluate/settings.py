@@ -99,6 +99,7 @@ class ImagesOf:
         None, "--seed of the run that held them back (default: its own, else 42)", AT_LEAST_0
     )
     class_map: str | None = like(DataSettings, "class_map")
+    labels_csv: str | None = like(DataSettings, "labels_csv")
     dataset_download: bool = like(DataSettings, "dataset_download")
     batch_size: int = like(DataSettings, "batch_size")
     workers: int = like(DataSettings, "workers")

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 import timm_mix  # noqa: F401  (registers the models)
 from timm_mix.train.checkpoints.content import read_checkpoint
+from timm_mix.train.data.label_table import check_table, open_label_table
 from timm_mix.train.data.loaders import class_names, open_dataset
 from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError, user_errors
@@ -94,6 +95,9 @@ def _open(images: ImagesOf, model: Evaluated) -> Dataset:
     wanted = held_back(images, model)
     if wanted is not None:
         return open_held_back(images, wanted)
+    if images.labels_csv is not None:
+        check_table(images)
+        return open_label_table(images.labels_csv, images.data_dir, images.split)
     shared: dict[str, Any] = {"class_map": images.class_map, "download": images.dataset_download}
     return open_dataset(images.dataset, images.data_dir, images.split, batch_size=images.batch_size, **shared)
 

@@ -24,7 +24,7 @@ from timm_mix.train.data.sources import FOLDER_NAMES
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.finetune.freezing import freeze, hold_in_eval
 from timm_mix.train.finetune.settings import SUITED, FinetuneConfig, FinetuneSettings
-from timm_mix.train.loop.build import Data, build_data, build_task, data_config_of
+from timm_mix.train.loop.build import Data, build_data, build_task, data_config_of, labelled_data
 from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
@@ -132,6 +132,9 @@ def open_data(images: DataSettings, model: ModelSettings, wanted: FinetuneSettin
     >>> data = open_data(DataSettings(data_dir="pets"), ModelSettings(), FinetuneSettings(val_fraction=0.5), seed=0)
     2 training and 3 validation images of 2 classes
     """
+    if images.labels_csv is not None:
+        data = labelled_data(images, model, val_fraction=wanted.val_fraction, seed=seed)
+        return _checked(data, wanted, images.workers)
     if images.dataset not in FOLDER_NAMES or str(images.data_dir).endswith(".tar") or images.class_map:
         if wanted.val_fraction is not None:
             raise UsageError(
@@ -152,13 +155,21 @@ def open_data(images: DataSettings, model: ModelSettings, wanted: FinetuneSettin
         raise UsageError(f"the data have {len(train.classes)} classes, got --num-classes {model.num_classes}; drop it")
     if not len(validation):
         raise UsageError(f"{images.data_dir} holds no validation images: add some, or give a larger --val-fraction")
-    if wanted.check_images:
-        _refuse_unreadable(train.files + validation.files, images.workers)
-    _say(f"{len(train):,} training and {len(validation):,} validation images of {len(train.classes)} classes")
+    data = _checked(Data(train, validation, train.classes, len(train.classes)), wanted, images.workers)
     if left_out:
         endings = ", ".join(f"{count} {ending}" for ending, count in left_out.most_common(5))
         _say(f"left out as no images: {endings}")
-    return Data(train, validation, train.classes, len(train.classes))
+    return data
+
+
+def _checked(data: Data, wanted: FinetuneSettings, threads: int) -> Data:
+    """Every image has been read, if that is wanted."""
+    train: Any = data.train
+    validation: Any = data.validation
+    if wanted.check_images:
+        _refuse_unreadable(train.files + validation.files, threads)
+    _say(f"{len(train):,} training and {len(validation):,} validation images of {data.num_classes} classes")
+    return data
 
 
 def _refuse_unreadable(files: list[Path], threads: int) -> None:

@@ -24,7 +24,8 @@ from timm_mix.mixers import create_mixer
 from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks.mixer import MixerTask
 from timm_mix.train.data.device_loader import create_device_loaders, device_augmentation
-from timm_mix.train.data.labels import balanced_weights
+from timm_mix.train.data.label_table import check_table, open_labelled
+from timm_mix.train.data.labels import balanced_weights, is_multi_label
 from timm_mix.train.data.loaders import check_splits, class_names, create_eval_loader, create_train_loader, open_dataset
 from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError, user_errors
@@ -48,6 +49,7 @@ __all__ = [
     "build_schedule",
     "build_task",
     "data_config_of",
+    "labelled_data",
 ]
 
 
@@ -66,6 +68,11 @@ class Data:
     names: list[str] | None
     num_classes: int
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return is_multi_label(self.train)
+
 
 def build_data(images: DataSettings, model: ModelSettings, seed: int) -> Data:
     """Open both splits; the number of classes is the recipe's, else the data's.
@@ -74,6 +81,8 @@ def build_data(images: DataSettings, model: ModelSettings, seed: int) -> Data:
     >>> len(data.train), len(data.validation), data.num_classes
     (1437, 360, 10)
     """
+    if images.labels_csv is not None:
+        return labelled_data(images, model)
     shared: dict[str, Any] = {
         "class_map": images.class_map,
         "download": images.dataset_download,
@@ -93,6 +102,30 @@ def build_data(images: DataSettings, model: ModelSettings, seed: int) -> Data:
     if names and len(names) > num_classes:
         raise UsageError(f"the data have {len(names)} classes, got --num-classes {num_classes}; raise it or drop it")
     return Data(train, validation, names if names and len(names) == num_classes else None, num_classes)
+
+
+def labelled_data(images: DataSettings, model: ModelSettings, **held_back: Any) -> Data:
+    """Both splits of a table of labels.
+
+    >>> from PIL import Image
+    >>> Image.new("RGB", (8, 8)).save("0.png"); Image.new("RGB", (8, 8)).save("1.png")
+    >>> table = "file,labels,split\\n0.png,sea;sand,train\\n1.png,sea,validation\\n"
+    >>> written = Path("labels.csv").write_text(table)
+    >>> data = labelled_data(DataSettings(data_dir=".", labels_csv="labels.csv"), ModelSettings())
+    >>> data.names, data.multi_label
+    (['sand', 'sea'], True)
+    """
+    check_table(images)
+    splits: dict[str, Any] = {
+        "train_split": images.train_split,
+        "val_split": images.val_split,
+        "mode": model.image_mode,
+    }
+    train, validation = open_labelled(images.labels_csv or "", images.data_dir, **splits, **held_back)
+    known = len(train.classes)
+    if model.num_classes not in (None, known):
+        raise UsageError(f"the table has {known} classes, got --num-classes {model.num_classes}; drop it")
+    return Data(train, validation, train.classes, known)
 
 
 def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> nn.Module:
@@ -252,7 +285,7 @@ def _mixer_task(
     return MixerTask(model, criterion, **shared)
 
 
-def build_mixup(wanted: TaskSettings, num_classes: int) -> Mixup | None:
+def build_mixup(wanted: TaskSettings, num_classes: int, multi_label: bool = False) -> Mixup | None:
     """timm's mixup and CutMix of the baselines, which then smooths the labels, too; None where the recipe has none.
 
     >>> mixup = build_mixup(TaskSettings(cutmix=1.0), num_classes=5)
@@ -270,6 +303,7 @@ def build_mixup(wanted: TaskSettings, num_classes: int) -> Mixup | None:
         mode=wanted.mixup_mode,
         label_smoothing=wanted.smoothing,
         num_classes=num_classes,
+        multi_label=multi_label,
     )
 
 

@@ -7,7 +7,7 @@ from timm.loss import compute_class_weights, create_classification_loss, load_cl
 from torch import Tensor, nn
 
 from timm_mix.tasks.losses import LabelLoss, Labels
-from timm_mix.train.data.labels import count_labels
+from timm_mix.train.data.labels import count_labels, is_multi_label
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.settings.task import TaskSettings
 
@@ -17,10 +17,12 @@ BALANCED = "balanced"
 
 
 def build_criterion(wanted: TaskSettings, num_classes: int, train: Any = None) -> nn.Module:
-    """Cross-entropy, or with --bce-loss timm's binary one; smoothed unless timm's mixup smooths.
+    """Cross-entropy, or timm's binary one with --bce-loss and for several labels per image; smoothed unless timm's
+    mixup smooths.
 
     Args:
-        train: the training images, whose labels `class_weights: balanced` counts.
+        train: the training images, whose labels `class_weights: balanced` counts. Where they have any number of
+            labels, it weighs the positive term of each class by its negatives over its positives.
     Raises:
         UsageError: weights that cannot be read, of another number, or for data that list no labels.
 
@@ -29,16 +31,20 @@ def build_criterion(wanted: TaskSettings, num_classes: int, train: Any = None) -
     >>> build_criterion(TaskSettings(class_weights="1,2,5"), num_classes=3).weight
     tensor([1., 2., 5.])
     """
-    weights = None if wanted.class_weights is None else _weights(wanted.class_weights, num_classes, train)
+    multi_label = is_multi_label(train)
+    kind, weights = "class_weight", None
+    if wanted.class_weights is not None:
+        kind, weights = _weights(wanted.class_weights, num_classes, train, multi_label)
     with user_errors("create the loss"):
-        if wanted.bce_loss:
+        if wanted.bce_loss or multi_label:
             return create_classification_loss(
                 "bce",
+                multi_label=multi_label,
                 smoothing=wanted.smoothing,
                 soft_targets=wanted.mixes_samples,
-                class_weight=weights,
                 bce_target_thresh=wanted.bce_target_thresh,
                 bce_sum=wanted.bce_sum,
+                **{kind: weights},
             )
         if weights is None:
             return create_classification_loss(smoothing=wanted.smoothing, soft_targets=wanted.mixes_samples)
@@ -47,17 +53,18 @@ def build_criterion(wanted: TaskSettings, num_classes: int, train: Any = None) -
         return nn.CrossEntropyLoss(weights, label_smoothing=wanted.smoothing)
 
 
-def _weights(given: str, num_classes: int, train: Any) -> Tensor:
-    """[K] float32."""
+def _weights(given: str, num_classes: int, train: Any, multi_label: bool) -> tuple[str, Tensor]:
+    """The criterion's keyword and [K] float32."""
     if given == BALANCED:
         counts = count_labels(train, num_classes, "--class-weights balanced")
-        return compute_class_weights(counts.tolist(), int(counts.sum()), method="inv_freq")[1]
+        method, images = ("neg_pos", len(train)) if multi_label else ("inv_freq", int(counts.sum()))
+        return compute_class_weights(counts.tolist(), images, method=method)
     with user_errors(f"read --class-weights {given}, balanced or a file with {num_classes} numbers"):
         weights = torch.as_tensor(load_class_weights(given))
     if weights.shape != (num_classes,) or not weights.any():
         found = "none above 0" if weights.shape == (num_classes,) else weights.numel()
         raise UsageError(f"--class-weights wants {num_classes} numbers >= 0, one per class, got {found}")
-    return weights
+    return "class_weight", weights
 
 
 class _OfMixed(nn.Module):

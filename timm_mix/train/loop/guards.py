@@ -4,21 +4,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from timm_mix.train.data.labels import labels_of
+from timm_mix.train.data.labels import is_multi_label, labels_of
 from timm_mix.train.data.sources import is_stream
 from timm_mix.train.errors import UsageError
 from timm_mix.train.loop.signals import Agreement
 from timm_mix.train.settings.config import Config
 
-__all__ = ["LossGuard", "check_classes", "check_run"]
+__all__ = ["LossGuard", "check_classes", "check_run", "check_sigmoids"]
 
 # settings that do not change what is learnt: where, how fast and how loudly a run works (workers: but for a stream)
 FREE = {
-    *("workers", "pin_mem", "data_dir", "dataset_download", "validation_batch_size", "pretrained"),
+    *("workers", "pin_mem", "data_dir", "labels_csv", "dataset_download", "validation_batch_size", "pretrained"),
     *("initial_checkpoint", "grad_checkpointing", "channels_last", "torchcompile", "cpu", "member_parallel"),
     *("output", "experiment", "resume", "log_interval", "export", "tracker", "checkpoint_interval", "checkpoint_hist"),
     *("deterministic", "check_images", "imports"),
@@ -132,11 +133,31 @@ def check_classes(model: nn.Module, num_classes: int, **splits: Dataset) -> None
         raise UsageError(f"the model must predict the {num_classes} classes of the data, got {predicted}; set the same")
     for name, dataset in splits.items():
         labels = labels_of(dataset)
+        if is_multi_label(dataset):
+            labels = np.arange(labels.shape[1])
         if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
             raise UsageError(
                 f"the labels of the {name} data must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}; "
                 "correct --num-classes or the class map"
             )
+
+
+def check_sigmoids(model: nn.Module, name: str) -> None:
+    """
+    Raises:
+        UsageError: an ensemble of probabilities over the classes, where an image may have any number of labels.
+
+    >>> check_sigmoids(timm.create_model("mixmo_wrn16_2_m2", depth=10, ensemble="softmax"), "mixmo_wrn16_2_m2")
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: several labels per image want an ensemble of logits, mixmo_wrn16_2_m2 has ...
+    """
+    own = getattr(model, "ensemble", "logits")
+    if own != "logits":
+        raise UsageError(
+            f"several labels per image want an ensemble of logits, {name} has ensemble={own}; set it by --model-kwargs "
+            "ensemble=logits"
+        )
 
 
 @torch.no_grad()

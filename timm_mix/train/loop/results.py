@@ -14,7 +14,7 @@ from timm_mix.places import PACKAGE
 from timm_mix.train.settings.config import Config
 from timm_mix.version import __version__
 
-__all__ = ["checkout_commit", "describe_machine", "describe_results", "score"]
+__all__ = ["checkout_commit", "describe_machine", "describe_results", "in_words", "score"]
 
 ROOT = PACKAGE.parent  # of the checkout
 
@@ -85,12 +85,34 @@ def describe_results(
 
 
 def score(row: dict[str, Any]) -> float:
-    """Top-1 by which epochs are compared: that of the weights that would be published.
+    """By which epochs are compared: top-1, of several labels per image mAP, of the weights that would be published.
 
     >>> score({"eval": {"ensemble": {"top1": 71.0}}, "eval_ema": {"ensemble": {"top1": 72.5}}})
     72.5
     """
-    return _published(row)["ensemble"]["top1"]
+    return _main_figure(_published(row)["ensemble"])
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """The figures of an epoch for its line on the screen.
+
+    >>> in_words({"eval": {"ensemble": {"top1": 71.0, "nll": 0.9, "count": 5}}})
+    'top-1 71.00 %  NLL 0.9000'
+    """
+    scores = row["eval"]
+    whole = scores["ensemble"]
+    top1 = f"top-1 {whole['top1']:.2f} %  NLL {whole['nll']:.4f}" if "top1" in whole else ""
+    line = top1 or f"mAP {whole['map']:.2f} %  F1 {whole['micro_f1']:.2f} %  BCE {whole['bce']:.4f}"
+    members = [_main_figure(value) for name, value in scores.items() if name != "ensemble"]
+    if len(members) > 1:
+        line += f"  members {', '.join(f'{figure:.2f}' for figure in members)}"
+    if "eval_ema" in row:
+        line += f"  EMA {_main_figure(row['eval_ema']['ensemble']):.2f} %"
+    return line
+
+
+def _main_figure(scores: dict[str, Any]) -> float:
+    return scores["top1"] if "top1" in scores else scores["map"]
 
 
 def _published(row: dict[str, Any]) -> dict[str, Any]:

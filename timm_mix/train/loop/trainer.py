@@ -27,7 +27,7 @@ from timm_mix.train.loop.guards import LossGuard
 from timm_mix.train.loop.keeper import Keeper, Progress, report_unwritten
 from timm_mix.train.loop.member_parallel import MemberParallel
 from timm_mix.train.loop.parallel import DataParallel
-from timm_mix.train.loop.results import describe_machine, describe_results, score
+from timm_mix.train.loop.results import describe_machine, describe_results, in_words, score
 from timm_mix.train.loop.signals import Agreement, StopSignals
 from timm_mix.train.loop.trackers import figures_of, start_tracker
 from timm_mix.train.settings.config import Config
@@ -64,6 +64,7 @@ class Trainer:
         self.parallel = DataParallel(accelerator) if parallel is None else parallel
         self.schedule, self.epochs, self.mixup = schedule, epochs, mixup
         self.train_loader, self.eval_loader, self.about = train_loader, eval_loader, about
+        self.multi_label = about.get("data", {}).get("multi_label", False)
         self.model = unwrap_model(task.get_eval_model())
         self.updates_per_epoch = -(-len(train_loader) // config.optimise.grad_accum_steps)
         if config.optimise.model_ema:
@@ -263,8 +264,9 @@ class Trainer:
     def _evaluate(self, model: nn.Module) -> dict[str, Any]:
         """Scores over all processes, each of which holds its own share of the samples exactly once."""
         with self.accelerator.autocast():
+            images = self._evaluation_batches()
             metrics = evaluate_members(
-                self.parallel.evaluable(model), self._evaluation_batches(), self.accelerator.device
+                self.parallel.evaluable(model), images, self.accelerator.device, multi_label=self.multi_label
             )
         if self.agreement.largest(int(self.fault is not None)):
             self._refuse()
@@ -309,14 +311,7 @@ class Trainer:
         """One line per epoch."""
         if not self.accelerator.is_main_process:
             return
-        scores = row["eval"]
-        members = [value["top1"] for name, value in scores.items() if name != "ensemble"]
-        line = f"epoch {row['epoch'] + 1}/{self.epochs}  loss {row['train']['loss']:.4f}  "
-        line += f"top-1 {scores['ensemble']['top1']:.2f} %  NLL {scores['ensemble']['nll']:.4f}"
-        if len(members) > 1:
-            line += f"  members {', '.join(f'{top1:.2f}' for top1 in members)}"
-        if "eval_ema" in row:
-            line += f"  EMA {row['eval_ema']['ensemble']['top1']:.2f} %"
+        line = f"epoch {row['epoch'] + 1}/{self.epochs}  loss {row['train']['loss']:.4f}  {in_words(row)}"
         print(f"{line}  ({row['train_seconds']:.0f} s)", flush=True)
 
     def _bar(self, length: int) -> tqdm:

@@ -23,6 +23,9 @@ class DataSettings:
     val_split: str = setting("validation", "split that every epoch is measured on")
     dataset_download: bool = setting(False, "let torch/... and hfds/... fetch what is not there")
     class_map: str | None = setting(None, "file that numbers the classes: timm's class_to_idx, a name per line")
+    labels_csv: str | None = setting(
+        None, "table of the labels of the images in data_dir: file, then label, labels or a column per class; split"
+    )
     workers: int = setting(2, "processes that read and augment, of each process; 0: the process itself", AT_LEAST_0)
     pin_mem: bool = setting(False, "page-locked batches: faster copies to a GPU, for some host memory")
     device_loader: bool = setting(

@@ -37,11 +37,15 @@ class TaskSettings:
     mixer: str | None = setting(None, "mixes the batches of task classification", choices=_mixers)
     mix: dict[str, Any] = setting({}, "settings of the task or mixer, key=value")
     smoothing: float = setting(0.0, "label smoothing: share of the target that is spread over all classes", BELOW_1)
-    bce_loss: bool = setting(False, "binary cross-entropy: every class is a question of its own")
+    bce_loss: bool = setting(
+        False, "binary cross-entropy: every class is a question of its own (always where images have several labels)"
+    )
     bce_sum: bool = setting(False, "sum it over the classes instead of averaging")
     bce_target_thresh: float | None = setting(None, "--bce-loss: labels above are 1, others 0, after mixing", SHARE)
     class_weights: str | None = setting(
-        None, "weight of each class in the loss: a file or list of numbers, or balanced (1 / its images, mean 1)"
+        None,
+        "weight of each class in the loss: a file or list of numbers, or balanced (1 / its images, mean 1; of several "
+        "labels per image the positive term by negatives / positives)",
     )
     mixup: float = setting(0.0, "alpha of timm's mixup, 0 for none; task classification only", NOT_NEGATIVE)
     cutmix: float = setting(0.0, "alpha of timm's CutMix, 0 for none; task classification only", NOT_NEGATIVE)

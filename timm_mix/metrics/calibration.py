@@ -1,134 +1,25 @@
-"""Figures of members and ensemble.
+"""Calibration, temperature, Brier score, risk under rejection: of the logits of all samples, computed in float64."""
 
-`MemberMetrics` sums accuracy and negative log-likelihood exactly over batches and processes. The other functions take
-the logits or confidences of all samples at once and compute in float64: calibration, temperature, Brier score, risk
-under rejection, diversity of members.
-"""
-
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from timm_mix.models import reduce_members
+from timm_mix.metrics._checks import check_samples
 
 __all__ = [
     "Bins",
-    "MemberMetrics",
-    "PairDiversity",
-    "Scores",
     "brier_score",
     "calibration_bins",
     "calibration_error",
     "cross_fit_temperature",
-    "evaluate_members",
     "fit_temperature",
-    "pair_diversity",
     "risk_coverage",
 ]
 
 # Where no finite temperature is best (every sample right, or the labels unrelated to the logits) it ends here.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Figures of one predictor: top-1 and top-5 in per cent, NLL in nats per sample, over `count` samples.
-
-    >>> Scores(top1=75.0, top5=100.0, nll=0.7, count=4)
-    Scores(top1=75.0, top5=100.0, nll=0.7, count=4)
-    """
-
-    top1: float
-    top5: float
-    nll: float
-    count: int
-
-
-class MemberMetrics:
-    """Accumulate the scores of N members and of their ensemble.
-
-    Shapes: update(members [B, N, K], ensemble [B, K], target [B] int64).
-
-    >>> members = torch.tensor([[[3.0, 0.0], [0.0, 3.0]], [[0.0, 3.0], [0.0, 3.0]]])  # of two samples, by two members
-    >>> metrics = MemberMetrics(2)
-    >>> metrics.update(members, members.mean(1), target=torch.tensor([0, 1]))
-    >>> {name: scores.top1 for name, scores in metrics.compute().items()}
-    {'member_0': 100.0, 'member_1': 50.0, 'ensemble': 100.0}
-    """
-
-    def __init__(self, num_members: int, device: torch.device | str = "cpu"):
-        self.num_members = num_members
-        # one row per predictor (members, then the ensemble): correct in 1, correct in 5, sum of NLL
-        self.sums = torch.zeros(num_members + 1, 3, dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
-
-    @torch.no_grad()
-    def update(self, members: Tensor, ensemble: Tensor, target: Tensor) -> None:
-        """Add a batch.
-
-        Shapes: members [B, N, K] and ensemble [B, K], logits.   target [B] int64.
-        """
-        logits = torch.cat([members, ensemble[:, None]], dim=1).float()  # [B, N + 1, K]
-        labels = target[:, None, None].expand(-1, logits.shape[1], 1)
-        nll = -F.log_softmax(logits, dim=-1).gather(2, labels)[..., 0]
-        hits = logits.topk(min(5, logits.shape[2]), dim=-1).indices == labels
-        batch = torch.stack([hits[..., 0].double(), hits.any(-1).double(), nll.double()], dim=-1)
-        self.sums += batch.sum(0).to(self.sums.device)
-        self.count += len(target)
-
-    def reduce(self, sum_over_processes: Callable[[Tensor], Tensor]) -> None:
-        """Add up the processes' sums, each of which holds its own samples once."""
-        self.sums, self.count = sum_over_processes(self.sums), sum_over_processes(self.count)
-
-    def compute(self) -> dict[str, Scores]:
-        """Scores of `member_0` ... `member_{N-1}` and `ensemble`.
-
-        Raises:
-            ValueError: nothing was evaluated.
-        """
-        count = int(self.count)
-        if count == 0:
-            raise ValueError("no sample was evaluated; the evaluation set must hold at least one image")
-        names = [*(f"member_{i}" for i in range(self.num_members)), "ensemble"]
-        rows = (self.sums / self.count).tolist()
-        return {
-            name: Scores(top1=100 * top1, top5=100 * top5, nll=nll, count=count)
-            for name, (top1, top5, nll) in zip(names, rows, strict=True)
-        }
-
-
-@torch.no_grad()
-def evaluate_members(model: Any, batches: Iterable, device: torch.device | str = "cpu") -> MemberMetrics:
-    """Evaluate a model over batches of (images, targets); a model without members counts as one member.
-
-    Args:
-        batches: of images [B, C, H, W] and target [B] int64, as a DataLoader gives them.
-
-    >>> import timm
-    >>> model = timm.create_model("mixmo_wrn16_2_m2", num_classes=5, depth=10)
-    >>> batches = [(torch.zeros(4, 3, 16, 16), torch.arange(4))]
-    >>> list(evaluate_members(model, batches).compute())
-    ['member_0', 'member_1', 'ensemble']
-    """
-    members = getattr(model, "num_members", None)
-    metrics = MemberMetrics(members or 1, device)
-    model.eval()
-    for images, target in batches:
-        images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
-        if members is None:
-            ensemble = model(images)
-            logits = ensemble[:, None]
-        else:
-            logits = model(images, return_members=True)
-            ensemble = reduce_members(logits, model.ensemble)
-        metrics.update(logits, ensemble, target)
-    return metrics
 
 
 @dataclass(frozen=True)
@@ -164,7 +55,7 @@ def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = 15, *, equ
     """
     if bins < 1:
         raise ValueError(f"bins must be >= 1, got {bins}")
-    _check_samples(len(confidence), 1, "a calibration error")
+    check_samples(len(confidence), 1, "a calibration error")
     confidence, correct = confidence.double().contiguous(), correct.double()
     if equal_mass:
         confidence, order = confidence.sort(stable=True)
@@ -215,7 +106,7 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 3)  # 2 / ln 3
     1.82
     """
-    _check_samples(len(logits), 1, "a temperature")
+    check_samples(len(logits), 1, "a temperature")
     if logits.ndim != 2 or target.shape != logits.shape[:1]:
         raise ValueError(f"wanted logits [n, K] and target [n], got {list(logits.shape)} and {list(target.shape)}")
     if not logits.isfinite().all():
@@ -261,7 +152,7 @@ def cross_fit_temperature(logits: Tensor, target: Tensor, *, seed: int = 0) -> t
     >>> scaled.shape, scaled.dtype
     (torch.Size([8, 2]), torch.float64)
     """
-    _check_samples(len(logits), 2, "a temperature on one half and figures on the other")
+    check_samples(len(logits), 2, "a temperature on one half and figures on the other")
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(logits)))
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
     on_first = fit_temperature(logits[first], target[first])
@@ -287,65 +178,9 @@ def risk_coverage(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
     >>> coverage.tolist(), risk.tolist()  # the least confident one is the one that is wrong
     ([0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.0, 0.25])
     """
-    _check_samples(len(confidence), 1, "a risk")
+    check_samples(len(confidence), 1, "a risk")
     _, group, count = (-confidence.double()).unique(return_inverse=True, return_counts=True)
     wrong = torch.zeros(len(count), dtype=torch.float64).index_add_(0, group, 1 - correct.double())
     errors = (wrong / count).repeat_interleave(count).cumsum(0)
     rank = torch.arange(1, len(confidence) + 1, dtype=torch.float64)
     return rank / len(confidence), errors / rank
-
-
-@dataclass(frozen=True)
-class PairDiversity:
-    """How two members differ.
-
-    disagreement: share of samples on which they predict different classes.
-    ratio_error: samples that exactly one of them gets wrong, over samples that both get wrong; None without any of
-        the latter.
-    kl: (KL(p_i || p_j) + KL(p_j || p_i)) / 2 in nats, mean over the samples.
-
-    >>> PairDiversity(members=(0, 1), disagreement=0.25, ratio_error=2.0, kl=0.1).disagreement
-    0.25
-    """
-
-    members: tuple[int, int]
-    disagreement: float
-    ratio_error: float | None
-    kl: float
-
-
-def pair_diversity(members: Tensor, target: Tensor) -> list[PairDiversity]:
-    """Diversity of every pair of members.
-
-    Shapes: members [n, N, K] logits; target [n] int64.
-    Raises:
-        ValueError: no sample.
-    Reference: ratio error d_re: Aksela, MCS 2003, as in MixMo, arXiv:2103.06132; it grows with diversity.
-
-    >>> members = torch.tensor([[[3.0, 0.0], [3.0, 0.0]], [[3.0, 0.0], [0.0, 3.0]]])  # they differ on the second sample
-    >>> (pair,) = pair_diversity(members, torch.tensor([1, 1]))
-    >>> pair.members, pair.disagreement, pair.ratio_error
-    ((0, 1), 0.5, 1.0)
-    """
-    _check_samples(len(members), 1, "diversity")
-    predicted = members.argmax(-1)
-    wrong = predicted != target[:, None]
-    pairs = []
-    for i, j in combinations(range(members.shape[1]), 2):
-        both, one = int((wrong[:, i] & wrong[:, j]).sum()), int((wrong[:, i] ^ wrong[:, j]).sum())
-        log_p, log_q = members[:, i].double().log_softmax(-1), members[:, j].double().log_softmax(-1)
-        kl = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean() / 2
-        pairs.append(
-            PairDiversity(
-                members=(i, j),
-                disagreement=float((predicted[:, i] != predicted[:, j]).double().mean()),
-                ratio_error=one / both if both else None,
-                kl=float(kl),
-            )
-        )
-    return pairs
-
-
-def _check_samples(count: int, least: int, what: str) -> None:
-    if count < least:
-        raise ValueError(f"{what} needs at least {least} sample{'s' * (least > 1)}, got {count}")
