@@ -13,6 +13,7 @@ from typing import Any
 __all__ = [
     "check_choice",
     "check_count",
+    "check_members",
     "check_not_negative",
     "check_positive",
     "check_probability",
@@ -74,17 +75,27 @@ def check_share(name: str, value: Any) -> None:
     _check(is_number(value) and 0 < value <= 1, name, value, "in (0, 1]")
 
 
-def check_count(name: str, value: Any, least: int = 1, *, optional: bool = False) -> None:
-    """An integer >= least; with `optional` None is one, too.
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None, *, optional: bool = False) -> None:
+    """An integer >= least, and <= most where that is given; with `optional` None is one, too.
 
     >>> check_count("epochs", None, optional=True)
     >>> check_count("epochs", 2.5)
     Traceback (most recent call last):
     ValueError: epochs must be an integer >= 1, got 2.5
     """
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    wanted = f"an integer >= {least}" + " (or None)" * optional
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= least and (most is None or value <= most)
+    wanted = (f"an integer >= {least}" if most is None else f"an integer in {least}..{most}") + " (or None)" * optional
     _check(good or (optional and value is None), name, value, wanted)
+
+
+def check_members(name: str, value: Any) -> None:
+    """Of a network: an integer in 1..1024. More would not be built within hours.
+
+    >>> check_members("members", 10**6)
+    Traceback (most recent call last):
+    ValueError: members must be an integer in 1..1024, got 1000000
+    """
+    check_count(name, value, most=1024)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

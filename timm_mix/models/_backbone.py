@@ -8,7 +8,7 @@ import torch
 from timm.layers import Conv2dSame, PatchEmbed
 from torch import nn
 
-from timm_mix.functional.checks import check_count
+from timm_mix.functional.checks import check_members
 from timm_mix.models.weights.shipped import untrained_cfg
 
 __all__ = [
@@ -146,7 +146,7 @@ def take_apart(name: str, members: int, num_classes: int, **kwargs: Any) -> Part
     >>> len(parts.encoders), len(parts.heads), parts.heads[0]
     (3, 3, Linear(in_features=128, out_features=5, bias=True))
     """
-    check_count("members", members)
+    check_members("members", members)
     core = build_backbone(name, num_classes=num_classes, **kwargs)
     if num_classes > 0 and kwargs.get("global_pool") == "":
         raise ValueError("MixMo's heads need pooled features, got global_pool=''; take 'avg', or num_classes=0")

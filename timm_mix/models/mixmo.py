@@ -21,7 +21,7 @@ from timm.models._input import update_model_args
 from timm.utils import unwrap_model
 from torch import nn
 
-from timm_mix.functional.checks import check_count, check_not_negative
+from timm_mix.functional.checks import check_members, check_not_negative
 from timm_mix.models._backbone import (
     backbone_cfg,
     build_backbone,
@@ -337,6 +337,7 @@ def _joined(layers: nn.ModuleList, name: str, join) -> Dict[str, torch.Tensor]:
 
 
 def _layers(members: int) -> Dict[str, Tuple[str, ...]]:
+    check_members("members", members)
     return {
         "first_conv": tuple(f"encoders.{i}" for i in range(members)),
         "classifier": tuple(f"heads.{i}" for i in range(members)),
@@ -399,7 +400,7 @@ def _create_named(variant: str, pretrained: bool, **kwargs: Any) -> MixMo:
 @register_model
 def mixmo(pretrained: bool = False, backbone: str = "resnet18", members: int = 2, **kwargs: Any) -> MixMo:
     """MixMo over any timm backbone: timm.create_model('mixmo', backbone='convnext_tiny', members=3)."""
-    check_count("members", members)
+    check_members("members", members)
     if not kwargs.get("pretrained_cfg"):
         cfg = _cfg(backbone, members)
         check_tag_is_used(backbone, pretrained)

@@ -143,8 +143,8 @@ class PyramidNet(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if depth < 11 or (depth - 2) % 9:
-            raise ValueError(f"depth must be 9n + 2 (11, 20, 29, ..., 164, ...), got {depth}")
+        if not 11 <= depth <= 10_000 or (depth - 2) % 9:
+            raise ValueError(f"depth must be 9n + 2 (11, 20, 29, ..., 164, ..., 9992), got {depth}")
         if alpha < 0:
             raise ValueError(f"alpha must be >= 0, got {alpha}")
         if not 0 <= shakedrop_rate <= 1:

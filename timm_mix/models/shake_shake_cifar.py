@@ -125,8 +125,8 @@ class ShakeResNet(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, ...), got {depth}")
+        if not 8 <= depth <= 10_000 or (depth - 2) % 6:
+            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, ..., 9998), got {depth}")
         if base_width < 2 or base_width % 2:
             raise ValueError(f"base_width must be an even number >= 2, got {base_width}")
         dd = {"device": device, "dtype": dtype}

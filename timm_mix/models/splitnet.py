@@ -26,7 +26,7 @@ from timm.models._input import update_model_args
 from timm.utils import unwrap_model
 from torch import nn
 
-from timm_mix.functional.checks import check_choice, check_count
+from timm_mix.functional.checks import check_choice, check_members
 from timm_mix.models._backbone import backbone_cfg, build_backbone, features_cfg
 from timm_mix.models._entrypoints import register_table
 from timm_mix.models._heads import Heads
@@ -353,7 +353,7 @@ def check_undivided(backbone: str, split: int, kwargs: Dict[str, Any]) -> None:
 
 
 def _part_kwargs(backbone: str, split: int, divide: bool) -> Dict[str, Any]:
-    check_count("split", split)
+    check_members("split", split)
     return divided_kwargs(backbone, split) if divide else {}
 
 
@@ -369,6 +369,7 @@ def _cfg(backbone: str, split: int) -> Dict[str, Any]:
 
 
 def _layers(backbone: str, split: int) -> Dict[str, Tuple[str, ...]]:
+    check_members("split", split)
     backbone_cfg(backbone, (), ())  # raises for a name that timm does not know
     plain = get_pretrained_cfg(backbone)
     names = {"first_conv": plain.first_conv if plain else None, "classifier": plain.classifier if plain else None}
@@ -455,7 +456,7 @@ def register_inherited() -> None:
 @register_model
 def splitnet(pretrained: bool = False, backbone: str = "resnet50", split: int = 2, **kwargs: Any) -> SplitNet:
     """SplitNet of any divisible timm backbone: timm.create_model('splitnet', backbone='resnet50', split=4)."""
-    check_count("split", split)
+    check_members("split", split)
     if not kwargs.get("pretrained_cfg"):
         cfg = _cfg(backbone, split)
         check_tag_is_used(backbone, pretrained)

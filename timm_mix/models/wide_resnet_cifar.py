@@ -114,8 +114,8 @@ class WideResNet(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}")
+        if not 10 <= depth <= 10_000 or (depth - 4) % 6:
+            raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, ..., 9994), got {depth}")
         if widen_factor < 1:
             raise ValueError(f"widen_factor must be >= 1, got {widen_factor}")
         if style not in ("mixmo", "openmixup"):

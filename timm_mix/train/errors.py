@@ -2,10 +2,12 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from safetensors import SafetensorError
 
 __all__ = ["Stopped", "UsageError", "check_keys", "nearest", "run_script", "user_errors"]
@@ -108,6 +110,10 @@ def run_script(main: Callable[[], object]) -> None:
     except Stopped as stopped:
         _say(str(stopped))
         sys.exit(stopped.status)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = " ".join(str(error).split()) or "more than this machine has"
+        _say(f"error: not enough memory ({reason}); lower --batch-size or --img-size, or take a smaller network")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -118,4 +124,12 @@ def run_script(main: Callable[[], object]) -> None:
 def _say(line: str) -> None:
     """From one process only."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(line, file=sys.stderr)
+        print(_LONG_WORD.sub(_shortened, line), file=sys.stderr)
+
+
+_LONG_WORD = re.compile(r"\S{300,}")  # a number of thousands of digits, a file that was taken for a name
+
+
+def _shortened(word: re.Match[str]) -> str:
+    text = word.group()
+    return f"{text[:60]}...{text[-20:]} ({len(text):,} characters)"

@@ -53,6 +53,12 @@ def check_folder(folder: Path, flag: str = "--output") -> None:
         ...
     timm_mix.train.errors.UsageError: the folder taken/run cannot be made, .../taken is a file: give another --output
     """
+    if "\0" in str(folder):
+        raise UsageError(f"a folder's name cannot hold the character 0, got {str(folder)!r}: give another {flag}")
+    if len(os.fsencode(folder.name)) > 255:  # of no file system that is in use
+        raise UsageError(
+            f"a folder's name has 255 bytes at most, {folder.name} has {len(folder.name)} characters: shorten it"
+        )
     present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not present.is_dir():
         raise UsageError(f"the folder {folder} cannot be made, {present} is a file: give another {flag}")

@@ -11,6 +11,7 @@ import timm_mix
 from timm_mix.train.errors import UsageError
 from timm_mix.train.loop.build import build_optimizer, build_schedule
 from timm_mix.train.settings.config import Config
+from timm_mix.train.settings.task import TaskSettings
 
 SMALL = {"backbone": "wrn16_2", "depth": 10, "divide": False, "num_classes": 3, "device": "meta"}
 
@@ -164,11 +165,17 @@ def test_a_mixer_ends_where_off_epoch_says():
 @pytest.mark.parametrize(
     ("mix", "line"),
     [
-        ({"scoop": 1}, "mixer resizemix has no setting 'scoop'; it has mode, scope"),
         ({"scope": [0.9, 0.1]}, "scope"),
         ({"off_epoch": -1}, "off_epoch must be an integer >= 0"),
     ],
 )
+def test_a_setting_that_a_mixer_has_not_is_known_before_anything_is_built():
+    with pytest.raises(UsageError, match=r"mixer resizemix has no setting 'scoop'; did you mean 'scope'\?"):
+        TaskSettings(mixer="resizemix", mix={"scoop": 1})
+    with pytest.raises(UsageError, match="task mixmo has no setting 'zzz'; it has alpha, block"):
+        TaskSettings(name="mixmo", mix={"zzz": 1})
+
+
 def test_a_wrong_setting_of_a_mixer_is_one_line(mix, line):
     with pytest.raises(UsageError, match=f"cannot create task 'classification': .*{line}") as caught:
         mixer_task(mix=mix)

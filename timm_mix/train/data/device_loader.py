@@ -6,7 +6,6 @@ alone: a run that resumes at any step goes on exactly, and skips nothing one by 
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -23,6 +22,7 @@ from timm_mix.train.data.reading import FaultyBatch
 from timm_mix.train.data.sampler import ShardSampler
 from timm_mix.train.data.transforms import ResizeIfNeeded
 from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.memory import machine_memory
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.views import EpochBatchSampler
 
@@ -242,8 +242,7 @@ def device_augmentation(style: str, options: Mapping[str, Any]) -> Augmentation:
 
 def _check_memory(count: int, shape: tuple[int, ...], device: torch.device) -> None:
     """Decoded on the host and kept on the device, the set must fit both; a machine's processes share its memory."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
+    memory = machine_memory()
     if device.type == "cuda":
         memory = min(memory, torch.cuda.get_device_properties(device).total_memory)
     wanted, limit = count * math.prod(shape), MEMORY_SHARE * memory

@@ -32,6 +32,7 @@ from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.loop.block_groups import BlockSchedule, GroupsOf, own_block_group
 from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.loop.floor import FlooredSchedule
+from timm_mix.train.memory import check_images, check_network
 from timm_mix.train.settings.augment import AugmentSettings
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
@@ -147,6 +148,8 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
         **wanted.model_kwargs,
         **more,
     }
+    if "device" in wanted.model_kwargs:
+        raise UsageError("model_kwargs takes no device, a run chooses it (see --cpu); drop it")
     if wanted.initial_checkpoint is not None and not Path(wanted.initial_checkpoint).is_file():
         raise UsageError(f"--initial-checkpoint wants a file of weights, {wanted.initial_checkpoint} is no file")
     with user_errors(f"create model {wanted.name!r}"):
@@ -155,6 +158,8 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
             return timm.create_model(name, **kwargs)
         if wanted.model_kwargs.get("features_only"):
             raise UsageError(f"features_only makes no classifier of {wanted.name}; drop it")
+        if wanted.model_kwargs or (num_classes or 0) > 100_000:  # else it is a size that someone has had
+            check_network(build_model(wanted, num_classes, **{**more, "device": "meta"}), wanted.name)
         model = timm.create_model(
             name, pretrained=wanted.pretrained, checkpoint_path=wanted.initial_checkpoint, **kwargs
         )
@@ -181,6 +186,7 @@ def data_config_of(wanted: ModelSettings, model: nn.Module) -> dict[str, Any]:
         data_config = resolve_data_config(args, model=model)
     if wanted.in_chans is not None:  # timm takes the channels of the weights' own images before those of the model
         data_config["input_size"] = (wanted.in_chans, *data_config["input_size"][1:])
+    check_images(1, data_config["input_size"], "lower --img-size")
     for name in ("mean", "std"):
         if wanted.in_chans == 1:  # grey images: the colours' mean
             data_config[name] = (sum(data_config[name]) / len(data_config[name]),)
@@ -210,6 +216,10 @@ def build_loaders(
     [torch.Size([64, 2, 3, 32, 32]), torch.Size([64, 3, 32, 32])]
     """
     options = _augmentation(augment)
+    count = images.batch_size * (views or 1)
+    check_images(
+        count, data_config["input_size"], "lower --batch-size, --img-size or --padding", padding=augment.padding or 0
+    )
     shared: dict[str, Any] = {"rank": rank, "world_size": world_size}
     weights = balanced_weights(data.train, data.num_classes) if images.balanced_sampling else None
     if images.device_loader:
@@ -266,8 +276,6 @@ def build_task(
         if wanted.mixer is not None:
             return _mixer_task(wanted, model, criterion, num_classes, seed, clock)
         if wanted.name == PLAIN:
-            if wanted.mix:
-                raise UsageError(f"task {PLAIN} has no settings, got mix: {', '.join(wanted.mix)}; drop them")
             return ClassificationTask(model, criterion, device=next(model.parameters()).device, verbose=False)
         settings = {**clock, "verbose": False, **settings, **wanted.mix}
         return timm_mix.create_task(wanted.name, model, criterion, num_classes=num_classes, seed=seed, **settings)

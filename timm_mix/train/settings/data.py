@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from timm_mix.train.settings.fields import AT_LEAST_0, AT_LEAST_1, check_fields, setting
+from timm_mix.train.settings.fields import AT_LEAST_1, PROCESSES, check_fields, setting
 
 __all__ = ["DataSettings"]
 
@@ -26,7 +26,7 @@ class DataSettings:
     labels_csv: str | None = setting(
         None, "table of the labels of the images in data_dir: file, then label, labels or a column per class; split"
     )
-    workers: int = setting(2, "processes that read and augment, of each process; 0: the process itself", AT_LEAST_0)
+    workers: int = setting(2, "processes that read and augment, of each process; 0: the process itself", PROCESSES)
     pin_mem: bool = setting(False, "page-locked batches: faster copies to a GPU, for some host memory")
     device_loader: bool = setting(
         False, "keep images of 32-64 px in memory, augment on the device (aug small, none); workers decode"

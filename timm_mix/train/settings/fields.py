@@ -14,6 +14,7 @@ __all__ = [
     "FINITE",
     "NOT_NEGATIVE",
     "POSITIVE",
+    "PROCESSES",
     "SEED",
     "SHARE",
     "Range",
@@ -45,6 +46,7 @@ class Range:
 
 AT_LEAST_1 = Range("be >= 1", lambda value: value >= 1)
 AT_LEAST_0 = Range("be >= 0", lambda value: value >= 0)
+PROCESSES = Range("lie in 0..1024", lambda value: 0 <= value <= 1024)
 SEED = Range("lie in [0, 2**63)", lambda value: 0 <= value < 2**63)
 LARGEST = 3.4e38  # that a float32 can hold, which is what the devices compute with
 NOT_NEGATIVE = Range("be >= 0 and finite in float32", lambda value: 0 <= value <= LARGEST)

@@ -69,7 +69,9 @@ class OptimiseSettings:
     )
     decay_epochs: float = setting(30, "step: epochs between two steps", POSITIVE)
     decay_milestones: tuple[int, ...] = setting(
-        (90, 180, 270), "multistep; with --sched-on-updates m acts after m epochs, else after m - 1 (timm's way)"
+        (90, 180, 270),
+        "multistep; with --sched-on-updates m acts after m epochs, else after m - 1 (timm's way)",
+        AT_LEAST_1,
     )
     decay_rate: float = setting(0.1, "factor of a step of the schedule", POSITIVE)
     cooldown_epochs: int = setting(0, "epochs at min_lr behind the schedule", AT_LEAST_0)

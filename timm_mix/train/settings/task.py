@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from timm_mix.mixers import MIXERS
-from timm_mix.tasks import TASKS
-from timm_mix.train.errors import UsageError
+from timm_mix.mixers import MIXERS, mixer_settings
+from timm_mix.tasks import TASKS, task_settings
+from timm_mix.train.errors import UsageError, nearest
 from timm_mix.train.settings.fields import BELOW_1, NOT_NEGATIVE, SHARE, check_fields, setting
 
 __all__ = ["PLAIN", "TaskSettings"]
 
 PLAIN = "classification"
+_OF_ALL_MIXERS = {"prob", "label_smoothing", "off_epoch"}
 
 
 def _tasks() -> tuple[str, ...]:
@@ -66,6 +67,21 @@ class TaskSettings:
                 f"mixup and cutmix are for task {PLAIN}, got task {self.name}; drop them, or set what the task "
                 "itself mixes by --mix"
             )
+
+        self._check_mix()
+
+    def _check_mix(self) -> None:
+        """Every setting of the method is one that it has, as far as that is known without its network."""
+        if self.name == PLAIN and self.mixer is None:
+            if self.mix:
+                raise UsageError(f"task {PLAIN} has no settings, got mix: {', '.join(self.mix)}; drop them")
+            return
+        who = f"task {self.name}" if self.mixer is None else f"mixer {self.mixer}"
+        known = task_settings(self.name) if self.mixer is None else mixer_settings(self.mixer) | _OF_ALL_MIXERS
+        for name in self.mix:
+            if name not in known:
+                hint = nearest(name, known) or f"it has {', '.join(sorted(known))}"
+                raise UsageError(f"{who} has no setting {name!r}; {hint}")
 
     def check_fact(self, fact: str, what: str, advice: str) -> None:
         """A setting that is for the tasks of which a fact is true (timm_mix.tasks.facts.Facts).
