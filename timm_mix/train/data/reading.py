@@ -3,12 +3,15 @@
 timm's own data set shows the next image in the place of one that it cannot read.
 """
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from timm.data import ImageDataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset, default_collate
 
 from timm_mix.train.errors import UsageError
@@ -18,6 +21,7 @@ __all__ = [
     "FaultyBatch",
     "StrictImages",
     "Unreadable",
+    "check_regular",
     "collate",
     "decode",
     "find_fault",
@@ -74,6 +78,8 @@ class StrictImages(Dataset):
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         if isinstance(self.source, ImageDataset):
+            if isinstance(self.source.reader, ReaderImageFolder):
+                check_regular(self.source.reader.samples[index][0])
             file, target = self.source.reader[index][:2]
             with file:
                 image = decode(file, self.mode)
@@ -99,11 +105,28 @@ def decode(file: Path | IO[bytes], mode: str) -> Image.Image:
     >>> decode(Path("grey.png"), "RGB").getpixel((0, 0))
     (128, 128, 128)
     """
+    if isinstance(file, Path):
+        check_regular(file)
     with Image.open(file) as image:
         _check_depth(image)
         if image.mode == "P" and mode == "RGB" and "transparency" in image.info:
             return image.convert("RGBA").convert("RGB")  # the same colours, without Pillow's warning
         return image.convert(mode)
+
+
+def check_regular(path: str | Path) -> None:
+    """Whoever opens a pipe waits until someone writes into it.
+
+    Raises:
+        OSError: a pipe, a socket, a device or a folder.
+
+    >>> check_regular("/dev/null")
+    Traceback (most recent call last):
+        ...
+    OSError: it is no regular file
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is no regular file")
 
 
 def find_fault(path: Path) -> str | None:
@@ -114,6 +137,7 @@ def find_fault(path: Path) -> str | None:
     'torn.png is no image that can be read (no image format that Pillow knows): replace or remove it'
     """
     try:
+        check_regular(path)
         with Image.open(path) as image:
             _check_depth(image)
             image.draft("RGB", (64, 64))  # a JPEG is read to its end, but decoded at an eighth of its size

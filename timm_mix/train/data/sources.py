@@ -196,6 +196,8 @@ def _find_split(root: Path, split: str) -> Path:
         if root.suffix == ".tar":
             return root
         raise UsageError(f"the data must be a folder or a .tar file, got the file {root}: {ADVICE['folder']}")
+    if not root.is_dir():
+        raise UsageError(f"the data must be a folder or a .tar file, {root} is a device or a pipe: {ADVICE['folder']}")
     wanted = split.partition("[")[0]
     group = next((names for names in (TRAIN_SPLITS, _FOLDER_EVAL) if wanted in names), ())
     for candidate in (wanted, *group):

@@ -141,7 +141,7 @@ def open_data(images: DataSettings, model: ModelSettings, wanted: FinetuneSettin
                 f"val_fraction is for a folder of images, got {images.dataset or images.data_dir}: drop it"
             )
         return build_data(images, model, seed)
-    if images.data_dir is None:
+    if not images.data_dir:
         raise UsageError("--data-dir is missing: a folder with train/ and val/, or with one folder of images per class")
     train, validation, left_out = open_image_folder(
         images.data_dir,

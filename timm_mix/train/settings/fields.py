@@ -102,7 +102,7 @@ def like(part: type[Any], field: str, **changes: Any) -> Any:
 
 
 def check_fields(part: Any) -> None:
-    """Look at every field of a part that has a range or choices.
+    """Look at every field of a part that is text, or has a range or choices.
 
     Raises:
         UsageError: a value outside of them.
@@ -118,6 +118,8 @@ def check_fields(part: Any) -> None:
     for spec in dataclasses.fields(part):
         flag = (spec.metadata.get("flag") or "").lstrip("-")
         name, value = flag or spec.metadata.get("name") or spec.name, getattr(part, spec.name)
+        if any("\0" in text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)):
+            raise UsageError(f"{name} must not hold the character 0, got {value!r}")
         if spec.metadata.get("range") is not None and value is not None:
             _check_range(name, value, spec.metadata["range"])
         choices = spec.metadata.get("choices")

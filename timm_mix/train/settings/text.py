@@ -38,11 +38,21 @@ def read_yaml(what: str, path: str | Path) -> Any:
     {'lr': 0.1, 'opt': 'sgd'}
     """
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _OneOfEach)
+        if Path(path).exists() and not Path(path).is_file():
+            raise UsageError(f"cannot read {what} {path}: it is no regular file")
+        return _load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {what} {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{what} {path} is not valid yaml: {' '.join(str(error).split())}") from None
+
+
+def _load(text: str) -> Any:
+    """Raises yaml.YAMLError or ValueError (numbers of thousands of digits) for what is not valid."""
+    try:
+        return yaml.load(text, _OneOfEach)
+    except RecursionError:
+        raise yaml.YAMLError("its values are nested too deeply") from None
 
 
 def import_own(names: Iterable[str]) -> None:
@@ -117,8 +127,8 @@ def parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
         if not sign or not name:
             raise UsageError(f"{flag} takes key=value pairs, got {pair!r}")
         try:
-            settings[name] = _number(yaml.safe_load(value))
-        except yaml.YAMLError:
+            settings[name] = _number(_load(value))
+        except (yaml.YAMLError, ValueError):
             raise UsageError(f"{flag} takes key=value pairs, {pair!r} has no yaml value") from None
     return settings
 
