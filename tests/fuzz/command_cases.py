@@ -247,7 +247,7 @@ def _tables() -> Iterator[Case]:
 
 def _others() -> Iterator[Case]:
     for command, flags, says in (
-        ("table", [], "archs"),
+        ("table", [], "ARCH"),
         ("table", ["resnet99"], "resnet99"),
         ("table", ["resnet18", "--split", "0"], "0"),
         ("table", ["resnet18", "--split", "1000000"], ""),

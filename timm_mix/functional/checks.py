@@ -10,9 +10,13 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 __all__ = [
     "check_choice",
     "check_count",
+    "check_images",
+    "check_labels",
     "check_members",
     "check_not_negative",
     "check_positive",
@@ -108,6 +112,43 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """
     names = list(choices)
     _check(value in names, name, value, f"one of {', '.join(names)}")
+
+
+def check_images(images: Any, dims: Iterable[int] = (4,), channels: int | None = None) -> None:
+    """A batch of normalised images, [B, C, H, W], or of one view or image per member, [B, M, C, H, W], if 5 is in dims.
+
+    >>> check_images(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    Traceback (most recent call last):
+    ValueError: images must be floating point, got uint8: bring them to [0, 1] and normalise them
+    >>> check_images(torch.zeros(3, 8, 8))
+    Traceback (most recent call last):
+    ValueError: images must be [B, C, H, W], got [3, 8, 8]
+    """
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    dims = tuple(dims)
+    if images.ndim not in dims:
+        shapes = {4: "[B, C, H, W]", 5: "[B, M, C, H, W]"}
+        raise ValueError(f"images must be {' or '.join(shapes[n] for n in dims)}, got {list(images.shape)}")
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise ValueError(f"images must be floating point, got {kind}: bring them to [0, 1] and normalise them")
+    if channels is not None and images.shape[-3] != channels:
+        raise ValueError(f"images must have the {channels} channels of the model, got {images.shape[-3]}")
+
+
+def check_labels(labels: Any, num_classes: int) -> None:
+    """Class indices in 0 .. K - 1; looked at on the CPU only, a device would have to be waited for.
+
+    >>> check_labels(torch.tensor([0, 3]), num_classes=3)
+    Traceback (most recent call last):
+    ValueError: class indices must be in 0 .. 2, got 3
+    """
+    if labels.is_floating_point() or labels.ndim != 1 or labels.device.type != "cpu":
+        return
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(f"class indices must be in 0 .. {num_classes - 1}, got {int(wrong[0])}")
 
 
 def _check(good: bool, name: str, value: Any, wanted: str) -> None:

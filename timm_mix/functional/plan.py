@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timm_mix.functional.boxes import box_masks, boxes_at, lam_of
-from timm_mix.functional.checks import check_choice, check_positive, check_probability
+from timm_mix.functional.checks import check_choice, check_labels, check_positive, check_probability
 
 __all__ = ["MODES", "MixPlan", "apply_mix", "mix_targets", "plan_cutmix", "plan_mixup", "plan_resizemix"]
 
@@ -153,7 +153,7 @@ def mix_targets(targets: Tensor, plan: MixPlan, num_classes: int, label_smoothin
 
     Shapes: targets [B] int64 or [B, K].   returns [B, K] float32; rows sum to 1 if the given ones do.
     Raises:
-        ValueError: targets of another shape.
+        ValueError: targets of another shape, class indices outside 0 .. K - 1.
 
     >>> plan = MixPlan(np.array([1, 0]), np.array([0.75, 0.75]))
     >>> mix_targets(torch.tensor([0, 2]), plan, num_classes=3)
@@ -166,6 +166,8 @@ def mix_targets(targets: Tensor, plan: MixPlan, num_classes: int, label_smoothin
             f"targets must be [{len(plan.partner)}] class indices or [{len(plan.partner)}, {num_classes}] soft labels, "
             f"got {list(targets.shape)} {str(targets.dtype).removeprefix('torch.')}"
         )
+    if not soft:
+        check_labels(targets, num_classes)
     labels = targets.float() if soft else F.one_hot(targets.long(), num_classes).float()
     labels = labels * (1 - label_smoothing) + label_smoothing / num_classes
     partner = torch.from_numpy(plan.partner).to(labels.device, non_blocking=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from timm_mix.functional.checks import check_count
+from timm_mix.functional.checks import check_count, check_images
 from timm_mix.functional.plan import MixPlan, apply_mix, mix_targets, plan_cutmix, plan_mixup, plan_resizemix
 from timm_mix.registry import Registry, check_takes
 
@@ -43,7 +43,8 @@ class Mixer(ABC):
 
     Shapes: mixer(x [B, C, H, W], y [B] or [B, K]) -> x' [B, C, H, W], y' [B, K] float32. Any B, odd ones too.
     Raises:
-        ValueError: num_classes < 1, label_smoothing outside [0, 1), a setting outside its range.
+        ValueError: num_classes < 1, label_smoothing outside [0, 1), a setting outside its range; in a call images that
+            are no floating point [B, C, H, W], targets of another shape or outside the classes.
 
     >>> import torch
     >>> mixer = Mixup(num_classes=3, label_smoothing=0.3)
@@ -68,6 +69,7 @@ class Mixer(ABC):
         """Draw for `batch` images of `size` (H, W)."""
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        check_images(x)
         if not self.mixup_enabled:
             batch = len(x)
             untouched = MixPlan(np.arange(batch), np.ones(batch))

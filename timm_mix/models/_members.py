@@ -113,6 +113,8 @@ def reduce_members(members: torch.Tensor, mode: str) -> torch.Tensor:
         return members.mean(dim=1)
     if mode == "max":
         return members.amax(dim=1)
+    if mode != "softmax":
+        raise ValueError(f"the members are joined by {', '.join(ENSEMBLES)}, got {mode!r}")
     return torch.log_softmax(members, dim=-1).logsumexp(dim=1) - math.log(members.shape[1])
 
 

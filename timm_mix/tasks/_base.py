@@ -11,12 +11,13 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_mix.functional.checks import check_count
+from timm_mix.functional.checks import check_count, check_images
 from timm_mix.tasks.facts import Facts, Work
 from timm_mix.tasks.losses import LabelLoss
 
 __all__ = ["MemberTask", "MixingTask", "check_unwrapped", "names_without_decay"]
 
+MANY_CHANNELS = 16
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -78,6 +79,7 @@ class MixingTask(TrainingTask):
         self.criterion = nn.CrossEntropyLoss() if criterion is None else criterion
         self.label_loss = LabelLoss(self.criterion, num_classes, each=self.weighs_samples)
         self.num_classes = num_classes
+        self._channels = _channels_of(unwrap_model(model))
         self.seed = seed
         self.rank = _rank() if rank is None else rank
         self.total_steps = total_steps
@@ -213,7 +215,8 @@ class MixingTask(TrainingTask):
         return [p for p in module.parameters() if id(p) not in left_out]
 
     def _checked_target(self, input: Tensor, target: Tensor) -> Tensor:
-        """[B] class indices as int64, or [B, K] soft labels as floating point."""
+        """[B] class indices as int64, or [B, K] soft labels as floating point; the images are looked at, too."""
+        check_images(input, (4, 5), self._channels)
         if not len(input):
             raise ValueError("a batch must hold at least one image, got none")
         indices = target.ndim == 1 and not target.is_floating_point()
@@ -275,6 +278,19 @@ def names_without_decay(model: nn.Module, prefix: str) -> set[str]:
     """
     plain: Any = unwrap_model(model)
     return {f"{prefix}.{name}" for name in plain.no_weight_decay()} if hasattr(plain, "no_weight_decay") else set()
+
+
+def _channels_of(model: Any) -> int | None:
+    """Of the images that a model takes; None where its cfg does not name the convolution that they go into."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
+    name = names[0] if isinstance(names, tuple | list) and names else names
+    try:
+        first = model.get_submodule(name) if isinstance(name, str) and name else None
+    except AttributeError:
+        return None
+    channels = getattr(first, "in_channels", None)
+    # more than those of any image: the stem has rearranged the pixels
+    return channels if isinstance(channels, int) and channels < MANY_CHANNELS else None
 
 
 def _check_clock(seed: int, total_steps: int | None, steps_per_epoch: int | None) -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pickle import PickleError
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +23,10 @@ _CAUSED_BY_SETTINGS = (
     OSError,
     ImportError,
     SafetensorError,  # a torn file of weights
+    EOFError,
+    PickleError,
 )
+LONGEST_REASON = 400  # characters
 
 
 class UsageError(ValueError):
@@ -63,6 +67,8 @@ def user_errors(what: str) -> Iterator[None]:
         raise
     except _CAUSED_BY_SETTINGS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if len(reason) > LONGEST_REASON:  # torch lists every weight that it misses
+            reason = f"{reason[:LONGEST_REASON]} ..."
         raise UsageError(f"cannot {what}: {reason}") from error
 
 

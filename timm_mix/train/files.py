@@ -4,13 +4,15 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from timm_mix.train.errors import UsageError
 
-__all__ = ["check_folder", "link_whole", "write_json", "write_whole"]
+__all__ = ["check_archive", "check_folder", "link_whole", "write_json", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -67,6 +69,32 @@ def check_folder(folder: Path, flag: str = "--output") -> None:
             pass
     except OSError as error:
         raise UsageError(f"cannot write to {folder} ({error.strerror or error}): give another {flag}") from error
+
+
+def check_archive(path: str | Path) -> None:
+    """A file of torch.save's is whole: torch itself reads damaged numbers without a word.
+
+    Raises:
+        UsageError: an entry whose bytes do not have its checksum.
+
+    >>> torch.save({"weight": torch.zeros(100)}, "whole.pt")
+    >>> data = bytearray(Path("whole.pt").read_bytes())
+    >>> data[data.index(bytes(400)) + 50] = 1
+    >>> written = Path("damaged.pt").write_bytes(data)
+    >>> check_archive("damaged.pt")
+    Traceback (most recent call last):
+        ...
+    timm_mix.train.errors.UsageError: damaged.pt is damaged, .../data/0 has another checksum than it was written with
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError) as error:
+        raise UsageError(f"{path} is damaged ({error}); give a whole file") from error
+    if bad is not None:
+        raise UsageError(f"{path} is damaged, {bad} has another checksum than it was written with; give a whole file")
 
 
 def link_whole(source: Path, target: Path) -> None:

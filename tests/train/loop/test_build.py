@@ -162,13 +162,6 @@ def test_a_mixer_ends_where_off_epoch_says():
     assert [torch.equal(images, BATCH[0]) for images in seen] == [False, False, True]
 
 
-@pytest.mark.parametrize(
-    ("mix", "line"),
-    [
-        ({"scope": [0.9, 0.1]}, "scope"),
-        ({"off_epoch": -1}, "off_epoch must be an integer >= 0"),
-    ],
-)
 def test_a_setting_that_a_mixer_has_not_is_known_before_anything_is_built():
     with pytest.raises(UsageError, match=r"mixer resizemix has no setting 'scoop'; did you mean 'scope'\?"):
         TaskSettings(mixer="resizemix", mix={"scoop": 1})
@@ -176,6 +169,13 @@ def test_a_setting_that_a_mixer_has_not_is_known_before_anything_is_built():
         TaskSettings(name="mixmo", mix={"zzz": 1})
 
 
+@pytest.mark.parametrize(
+    ("mix", "line"),
+    [
+        ({"scope": [0.9, 0.1]}, "scope"),
+        ({"off_epoch": -1}, "off_epoch must be an integer >= 0"),
+    ],
+)
 def test_a_wrong_setting_of_a_mixer_is_one_line(mix, line):
     with pytest.raises(UsageError, match=f"cannot create task 'classification': .*{line}") as caught:
         mixer_task(mix=mix)

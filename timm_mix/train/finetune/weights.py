@@ -9,6 +9,7 @@ from torch import nn
 
 from timm_mix.models.from_plain import is_plain
 from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.files import check_archive
 from timm_mix.train.finetune.settings import FinetuneSettings
 from timm_mix.train.loop.build import build_model
 from timm_mix.train.settings.model import ModelSettings
@@ -34,6 +35,7 @@ def open_model(wanted: FinetuneSettings, source: ModelSettings, num_classes: int
     file = source.initial_checkpoint
     if file is None or not Path(file).is_file() or Path(file).suffix in _FOREIGN:
         return build_model(source, num_classes, **more)
+    check_archive(file)
     model: Any = build_model(dataclasses.replace(source, initial_checkpoint=None), num_classes, **more)
     with user_errors(f"load {file} into {source.name}"):
         state = load_state_dict(file)

@@ -29,6 +29,7 @@ from timm_mix.train.data.labels import balanced_weights, is_multi_label
 from timm_mix.train.data.loaders import check_splits, class_names, create_eval_loader, create_train_loader, open_dataset
 from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.files import check_archive
 from timm_mix.train.loop.block_groups import BlockSchedule, GroupsOf, own_block_group
 from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.loop.floor import FlooredSchedule
@@ -152,6 +153,8 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
         raise UsageError("model_kwargs takes no device, a run chooses it (see --cpu); drop it")
     if wanted.initial_checkpoint is not None and not Path(wanted.initial_checkpoint).is_file():
         raise UsageError(f"--initial-checkpoint wants a file of weights, {wanted.initial_checkpoint} is no file")
+    if wanted.initial_checkpoint is not None:
+        check_archive(wanted.initial_checkpoint)
     with user_errors(f"create model {wanted.name!r}"):
         name = local_name(wanted.name)  # what comes from the Hub is checked before it is built
         if more.get("device") == "meta":

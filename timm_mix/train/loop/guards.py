@@ -85,11 +85,18 @@ class LossGuard:
 
 
 def check_run(
-    path: Path, made_with: dict[str, Any], config: Config, made_on: dict[str, Any], facts: dict[str, Any]
+    path: Path,
+    made_with: dict[str, Any],
+    config: Config,
+    made_on: dict[str, Any],
+    facts: dict[str, Any],
+    *,
+    longer: bool = False,
 ) -> None:
     """
     Args:
         made_with: the settings that the checkpoint was made with; one that it does not have had its default.
+        longer: the run was finished and is given more epochs.
         made_on, facts: what is countable about data and processes, then and now, by its name.
     Raises:
         UsageError: a setting that changes what is learnt, or a number, is another one now; one line names all of them.
@@ -103,6 +110,7 @@ def check_run(
     """
     given, settings = config.flat(), config.settings()
     free = FREE - {"workers"} if is_stream(config.data.dataset) else FREE
+    free |= {"epochs"} if longer else set()
     then = {name: made_with.get(name, one.default) for name, one in settings.items() if name not in free}
     pairs = [(f"{name}={was}", f"{name}={given[name]}") for name, was in then.items() if was != given[name]]
     pairs += [

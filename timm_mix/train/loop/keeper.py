@@ -116,15 +116,31 @@ class Keeper:
             self._say_what_is_replaced()
             return Progress()
         content = read_checkpoint(path, check=False)
-        check_run(path, content["config"], self.config, content["facts"], self.facts)
+        longer = self._goes_on_longer(content)
+        check_run(path, content["config"], self.config, content["facts"], self.facts, longer=longer)
         if content["config"]["member_parallel"] != self.config.run.member_parallel and self.accelerator.is_main_process:
             how = "a part of the model" if self.config.run.member_parallel else "the whole model"
             print(f"going on with {how} per process, whose augmentation is drawn otherwise", flush=True)
         self._check_best(content["progress"]["history"])
         parallel = self.parallel
         place = {"share": parallel.share, "part": parallel.part, "parts": parallel.parts}
-        sums = put_back(parallel.own(content), **self.parts, **place)
-        return Progress(**content["progress"], sums=sums)
+        parts = {**self.parts, "schedule": None} if longer else self.parts
+        sums = put_back(parallel.own(content), **parts, **place)
+        progress = Progress(**content["progress"], sums=sums)
+        if longer and self.parts["schedule"] is not None:  # the one of the longer run, where that would be now
+            self.parts["schedule"].step(progress.epoch)
+            self.parts["schedule"].step_update(progress.update)
+        return progress
+
+    def _goes_on_longer(self, content: dict[str, Any]) -> bool:
+        """Whether a run that is finished is given more epochs."""
+        then, now = content["config"], self.config.optimise
+        finished = content["progress"]["epoch"] >= then["epochs"] + then.get("cooldown_epochs", 0)
+        longer = finished and now.epochs > then["epochs"] and now.sched != "plateau"
+        if longer and self.accelerator.is_main_process:
+            told = f"the run of {then['epochs']} epochs is finished and goes on to {now.epochs}"
+            print(f"{told}, at the learning rates of such a run", flush=True)
+        return longer
 
     def release(self) -> None:
         """Another run may have the folder now."""

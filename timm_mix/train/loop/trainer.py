@@ -107,6 +107,8 @@ class Trainer:
         if self.accelerator.is_main_process and "predicted_cost" in self.about:
             print(f"predicted cost: {self.about['predicted_cost']}", flush=True)
         if progress.epoch >= self.epochs:  # resumed when everything was done
+            if self.accelerator.is_main_process:
+                print(f"the run is finished, it has {progress.epoch} epochs; more --epochs go on with it", flush=True)
             self.keeper.save(progress, final=True)
             return self._write_results()
         results: dict[str, Any] = {}
