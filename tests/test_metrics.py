@@ -264,6 +264,8 @@ def test_too_few_samples_are_refused(name):
         (torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long), r"got \[4, 2, 3\] and \[4\]"),
         (torch.full((4, 3), torch.nan), torch.zeros(4, dtype=torch.long), "a temperature needs finite logits, got NaN"),
         (torch.full((4, 3), torch.inf), torch.zeros(4, dtype=torch.long), "a temperature needs finite logits, got NaN"),
+        (torch.zeros(4, 3), torch.full((4,), 3), r"a target must be a class in 0 \.\. 2, got 3"),
+        (torch.zeros(4, 3), torch.tensor([0, 1, 2, -1]), r"a target must be a class in 0 \.\. 2, got -1"),
     ],
 )
 def test_a_temperature_of_what_does_not_fit_is_refused(logits, target, message):

@@ -111,6 +111,7 @@ def test_a_config_that_is_none_is_refused(folder, content):
             {"num_classes": 10**9, "model_args": {"depth": 10, "num_classes": 3}},  # as timm writes it, twice
             "contradicts itself: num_classes is 1000000000, and the network has 3 classes",
         ),
+        ({"num_classes": None}, "contradicts itself: num_classes is None, and the network has"),
         ({"label_names": ["a", "b"]}, "contradicts itself: 2 label_names, and the network has 3 classes"),
     ],
 )

@@ -62,16 +62,16 @@ def test_bare_densenets_activate_neither_the_stem_nor_the_transitions():
 
 def test_four_blocks_end_at_an_eighth():
     maps = timm.create_model("densenet161_cifar", growth_rate=6, block_config=(2, 1, 2, 1), features_only=True)
-    assert maps.feature_info.channels() == [12, 24, 18, 21, 16]
-    assert maps.feature_info.reduction() == [1, 1, 2, 4, 8]
-    assert [f.shape[-1] for f in maps(torch.randn(1, 3, 32, 32))] == [32, 32, 16, 8, 4]
+    assert maps.feature_info.channels() == [24, 18, 21, 16]
+    assert maps.feature_info.reduction() == [1, 2, 4, 8]
+    assert [f.shape[-1] for f in maps(torch.randn(1, 3, 32, 32))] == [32, 16, 8, 4]
 
 
-def test_features_are_those_of_the_stem_and_the_blocks():
+def test_features_are_those_of_the_blocks():
     model = _small(features_only=True)
-    assert model.feature_info.channels() == [12, 24, 30, 27]
-    assert model.feature_info.reduction() == [1, 1, 2, 4]
-    assert [f.shape[-1] for f in model(torch.randn(1, 3, 32, 32))] == [32, 32, 16, 8]
+    assert model.feature_info.channels() == [24, 30, 27]
+    assert model.feature_info.reduction() == [1, 2, 4]
+    assert [f.shape[-1] for f in model(torch.randn(1, 3, 32, 32))] == [32, 16, 8]
 
 
 def test_intermediates_end_with_the_features():
@@ -79,8 +79,8 @@ def test_intermediates_end_with_the_features():
     x = torch.randn(2, 3, 32, 32)
     final, levels = model.forward_intermediates(x)
     torch.testing.assert_close(final, model.forward_features(x))
-    torch.testing.assert_close(levels[3], final)
-    assert [f.shape[1] for f in levels] == [12, 24, 30, 27]
+    torch.testing.assert_close(levels[2], final)
+    assert [f.shape[1] for f in levels] == [24, 30, 27]
 
 
 def test_initialisation_is_as_published():

@@ -86,9 +86,9 @@ def test_odd_images_are_accepted():
 
 def test_features_are_those_of_the_stages():
     model = timm.create_model("preact_resnet18", features_only=True)
-    assert model.feature_info.channels() == [64, 64, 128, 256, 512]
-    assert model.feature_info.reduction() == [2, 2, 4, 8, 16]
-    assert [f.shape[-1] for f in model(torch.randn(1, 3, 64, 64))] == [32, 32, 16, 8, 4]
+    assert model.feature_info.channels() == [64, 128, 256, 512]
+    assert model.feature_info.reduction() == [2, 4, 8, 16]
+    assert [f.shape[-1] for f in model(torch.randn(1, 3, 64, 64))] == [32, 16, 8, 4]
 
 
 def test_drop_path_grows_with_depth():

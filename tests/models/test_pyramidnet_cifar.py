@@ -175,11 +175,11 @@ def test_widths_are_rounded_from_a_steady_growth():
     assert model.num_features == 4 * 207
 
 
-def test_features_are_those_of_the_stem_and_the_stages():
+def test_features_are_those_of_the_stages():
     model = timm.create_model("pyramidnet164", depth=11, alpha=6, features_only=True)
-    assert model.feature_info.channels() == [16, 72, 80, 88]
-    assert model.feature_info.reduction() == [1, 1, 2, 4]
-    assert [f.shape[-1] for f in model(torch.randn(1, 3, 33, 33))] == [33, 33, 17, 9]
+    assert model.feature_info.channels() == [72, 80, 88]
+    assert model.feature_info.reduction() == [1, 2, 4]
+    assert [f.shape[-1] for f in model(torch.randn(1, 3, 33, 33))] == [33, 17, 9]
 
 
 def test_intermediates_end_with_the_features():
@@ -188,7 +188,7 @@ def test_intermediates_end_with_the_features():
     final, levels = model.forward_intermediates(x, norm=True)
     torch.testing.assert_close(final, model.forward_features(x))
     torch.testing.assert_close(levels[-1], final)
-    raw = model.forward_intermediates(x, [3], intermediates_only=True)[0]
+    raw = model.forward_intermediates(x, [2], intermediates_only=True)[0]
     torch.testing.assert_close(model.bn_final(raw), final)
 
 

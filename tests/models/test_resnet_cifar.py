@@ -97,16 +97,16 @@ def test_resnet18_cifar_starts_as_published():
 def test_four_stages_end_at_an_eighth():
     small = {"channels": (8, 16, 24, 40), "stem_width": 8}
     maps = timm.create_model("resnet18_cifar", features_only=True, **small).eval()
-    assert maps.feature_info.channels() == [8, 8, 16, 24, 40]
-    assert maps.feature_info.reduction() == [1, 1, 2, 4, 8]
+    assert maps.feature_info.channels() == [8, 16, 24, 40]
+    assert maps.feature_info.reduction() == [1, 2, 4, 8]
     x = torch.randn(2, 3, 33, 31)
-    assert [tuple(f.shape[2:]) for f in maps(x)] == [(33, 31), (33, 31), (17, 16), (9, 8), (5, 4)]
+    assert [tuple(f.shape[2:]) for f in maps(x)] == [(33, 31), (17, 16), (9, 8), (5, 4)]
     model = _stir(timm.create_model("resnet18_cifar", **small))
     final, every = model.forward_intermediates(x)
-    torch.testing.assert_close(every[4], final)
+    torch.testing.assert_close(every[3], final)
     torch.testing.assert_close(final, model.forward_features(x))
     expected = model(x)
-    assert model.prune_intermediate_layers([4], prune_head=False) == [4]
+    assert model.prune_intermediate_layers([3], prune_head=False) == [3]
     torch.testing.assert_close(model(x), expected)
 
 
@@ -133,22 +133,22 @@ def test_initialisation_is_as_published():
     assert not model.fc.bias.any()
 
 
-def test_features_are_those_of_the_stem_and_the_stages():
+def test_features_are_those_of_the_stages():
     model = timm.create_model("wide_resnet16_8", features_only=True, channels=(16, 32, 64)).eval()
-    assert model.feature_info.channels() == [16, 16, 32, 64]
-    assert model.feature_info.reduction() == [1, 1, 2, 4]
+    assert model.feature_info.channels() == [16, 32, 64]
+    assert model.feature_info.reduction() == [1, 2, 4]
     x = torch.randn(2, 3, 33, 31)
     maps = model(x)
-    assert [tuple(f.shape[2:]) for f in maps] == [(33, 31), (33, 31), (17, 16), (9, 8)]
+    assert [tuple(f.shape[2:]) for f in maps] == [(33, 31), (17, 16), (9, 8)]
 
 
-@pytest.mark.parametrize("indices", [None, 2, [0, 3], [1]])
+@pytest.mark.parametrize("indices", [None, 2, [0, 2], [1]])
 def test_intermediates_follow_their_indices(indices):
     model = _stir(timm.create_model("wide_resnet16_8", channels=(16, 32, 64)))
     x = torch.randn(2, 3, 32, 32)
     final, every = model.forward_intermediates(x)
     torch.testing.assert_close(final, model.forward_features(x))
-    chosen = {None: [0, 1, 2, 3], 2: [2, 3]}.get(indices if not isinstance(indices, list) else -1, indices)
+    chosen = {None: [0, 1, 2], 2: [1, 2]}.get(indices if not isinstance(indices, list) else -1, indices)
     some = model.forward_intermediates(x, indices, stop_early=True, intermediates_only=True)
     assert len(some) == len(chosen)
     for i, f in zip(chosen, some, strict=True):
@@ -159,9 +159,9 @@ def test_pruning_to_the_last_stage_keeps_the_head():
     model = timm.create_model("wide_resnet16_8", channels=(16, 32, 64)).eval()
     x = torch.randn(2, 3, 32, 32)
     expected = model(x)
-    assert model.prune_intermediate_layers([3], prune_head=False) == [3]
+    assert model.prune_intermediate_layers([2], prune_head=False) == [2]
     torch.testing.assert_close(model(x), expected)
-    assert model.prune_intermediate_layers([1]) == [1]
+    assert model.prune_intermediate_layers([0]) == [0]
     assert model.num_features == 16
     assert model(x).shape == (2, 16, 32, 32)
 

@@ -136,11 +136,11 @@ def test_stem_and_tail_equal_their_description():
     torch.testing.assert_close(model(x), F.linear(F.relu(h).mean((2, 3)), model.fc.weight, model.fc.bias))
 
 
-def test_features_are_those_of_the_stem_and_the_stages():
+def test_features_are_those_of_the_stages():
     model = timm.create_model("shake_resnet26_2x96d", depth=8, base_width=4, features_only=True)
-    assert model.feature_info.channels() == [16, 4, 8, 16]
-    assert model.feature_info.reduction() == [1, 1, 2, 4]
-    assert [f.shape[-1] for f in model(torch.randn(1, 3, 33, 33))] == [33, 33, 17, 9]
+    assert model.feature_info.channels() == [4, 8, 16]
+    assert model.feature_info.reduction() == [1, 2, 4]
+    assert [f.shape[-1] for f in model(torch.randn(1, 3, 33, 33))] == [33, 17, 9]
 
 
 def test_intermediates_end_with_the_features():

@@ -107,8 +107,9 @@ def test_initialisation_is_he_normal_cut_at_two_deviations():
 
 def test_features_are_those_of_the_stages():
     model = timm.create_model("wrn16_2", features_only=True)
-    assert model.feature_info.channels() == [16, 32, 64, 128]
-    assert [f.shape[-1] for f in model(torch.randn(1, 3, 32, 32))] == [32, 32, 16, 8]
+    assert model.feature_info.channels() == [32, 64, 128]
+    assert model.feature_info.reduction() == [1, 2, 4]
+    assert [f.shape[-1] for f in model(torch.randn(1, 3, 32, 32))] == [32, 16, 8]
 
 
 def test_drop_path_grows_with_depth():

@@ -9,6 +9,7 @@ config.json may not ask for more than the weights are.
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,13 +69,20 @@ def load_pretrained(
 def local_name(model_name: str) -> str:
     """A name for timm.create_model that needs no network: 'hf-hub:' ids are fetched, other names stay as they are.
 
+    A 'local-dir:' folder that holds what `fetch` checks is checked.
+
     Raises:
         HubError: as `fetch`.
 
     >>> local_name("resnet18")
     'resnet18'
     """
-    return f"local-dir:{fetch(model_name)}" if model_name.lower().startswith(_SOURCES) else model_name
+    if model_name.lower().startswith(_SOURCES):
+        return f"local-dir:{fetch(model_name)}"
+    source, _, folder = model_name.partition(":")
+    if source.lower() == "local-dir" and all((Path(folder) / name).is_file() for name in (CONFIG, WEIGHTS)):
+        fetch(Path(folder))
+    return model_name
 
 
 def fetch(source: str | Path, *, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -198,7 +206,7 @@ def _is_as_announced(path: Path) -> bool:
 def _check(folder: Path) -> None:
     config = _read_config(folder / CONFIG)
     shapes = _read_shapes(folder / WEIGHTS)
-    elements = sum(torch.Size(shape).numel() for shape in shapes)
+    elements = sum(torch.Size(shape).numel() for shape in shapes.values())
     args = config.get("model_args") or {}
     if not isinstance(args, dict) or any(name in args for name in _NOT_FROM_A_CONFIG):
         raise ValueError(f"model_args of its {CONFIG} may not name {', '.join(_NOT_FROM_A_CONFIG)}; do not use it")
@@ -211,7 +219,8 @@ def _check(folder: Path) -> None:
         )
     with torch.device("meta"), _bounded(_COPIES * max(len(shapes), 16), _COPIES * bound):
         model = timm.create_model(f"local-dir:{folder}", pretrained=False)
-    wanted = sum(tensor.numel() for tensor in model.state_dict().values())
+    own = model.state_dict()
+    wanted = sum(tensor.numel() for tensor in own.values())
     if wanted > 2 * bound:
         raise ValueError(
             f"its {CONFIG} builds a network of {wanted} numbers, but {WEIGHTS} holds {elements}; do not use it"
@@ -219,7 +228,23 @@ def _check(folder: Path) -> None:
     # where these differ timm leaves the classifier out and says so to nobody
     said, classes = model.pretrained_cfg.get("num_classes"), getattr(model, "num_classes", None)
     if said != classes:
-        raise ValueError(f"its {CONFIG} contradicts itself: num_classes is {said}, the network has {classes} classes")
+        raise ValueError(
+            f"its {CONFIG} contradicts itself: num_classes is {said}, the network has {classes} classes; save it again"
+        )
+    if shapes != {name: list(tensor.shape) for name, tensor in own.items()}:
+        _check_loads(folder)
+
+
+def _check_loads(folder: Path) -> None:
+    """Weights may have older names, which timm changes. With other classes than its own it looks at no key any more."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # nothing is copied on that device
+            timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except RuntimeError as error:
+        faults = [" ".join(line.split()) for line in str(error).splitlines()]
+        fault = (faults[1:] or faults)[0].rstrip(".")[:300]
+        raise ValueError(f"its {WEIGHTS} does not fit its {CONFIG}: {fault}; save it again") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -240,10 +265,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_shapes(path: Path) -> list[list[int]]:
+def _read_shapes(path: Path) -> dict[str, list[int]]:
     try:
         with safe_open(path, "pt") as file:
-            return [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 - no mapping
+            return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise ValueError(f"its {WEIGHTS} is damaged or no such file ({error})") from None
 

@@ -163,8 +163,8 @@ def _network(folder: Path) -> tuple[str, Any]:
         raise ValueError(f"{folder / CONFIG} does not build {architecture}: {reason}") from error
     # where these differ timm loads the weights without the classifier, and says so to nobody
     cfg, classes = model.pretrained_cfg, model.num_classes
-    if cfg["num_classes"] != classes:
-        wrong = f"num_classes is {cfg['num_classes']}"
+    if cfg.get("num_classes") != classes:
+        wrong = f"num_classes is {cfg.get('num_classes')}"
     elif isinstance(cfg.get("label_names"), (list, tuple)) and len(cfg["label_names"]) != classes:
         wrong = f"{len(cfg['label_names'])} label_names"
     else:

@@ -100,7 +100,7 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
 
     Shapes: logits [n, K]; target [n] int64.
     Raises:
-        ValueError: no sample, logits and targets of different lengths, logits that are not finite.
+        ValueError: no sample, logits and targets of different lengths, logits that are not finite, another class.
 
     >>> logits = torch.tensor([[2.0, 0.0]] * 4)  # right three times in four, which takes logits of ln 3
     >>> round(fit_temperature(logits, torch.tensor([0, 0, 0, 1])), 3)  # 2 / ln 3
@@ -111,6 +111,10 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
         raise ValueError(f"wanted logits [n, K] and target [n], got {list(logits.shape)} and {list(target.shape)}")
     if not logits.isfinite().all():
         raise ValueError("a temperature needs finite logits, got NaN or infinity")
+    lowest, highest = int(target.min()), int(target.max())
+    if lowest < 0 or highest >= logits.shape[1]:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"a target must be a class in 0 .. {logits.shape[1] - 1}, got {wrong}")
     z = logits.double()
     z = z - z.amax(-1, keepdim=True)
     labelled = z.gather(1, target[:, None]).mean()

@@ -95,7 +95,7 @@ def features_cfg(name: str, kwargs: Dict[str, Any]) -> Dict[str, Any]:
         ValueError: another feature_cls than 'getter'; the others rebuild a network from its children.
 
     >>> features_cfg("wrn16_2", {"features_only": True})
-    {'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3)}
+    {'feature_cls': 'getter', 'out_indices': (0, 1, 2)}
     """
     if kwargs.pop("feature_cls", "getter") != "getter":
         raise ValueError("features of a model with members need feature_cls='getter' (the default)")

@@ -79,8 +79,8 @@ class CifarDenseNet(DenseNet):
             self.features.norm0 = nn.Identity()
             for i in range(1, len(block_config)):
                 getattr(self.features, f"transition{i}").norm.act = nn.Identity()
-        self.feature_info[0]["reduction"] = 1
-        for info in self.feature_info[1:]:
+        del self.feature_info[0], self.feature_ends[0]  # the stem's: one level per reduction
+        for info in self.feature_info:
             info["reduction"] //= 4  # the stem and the pooling that are gone
 
 
@@ -119,7 +119,7 @@ def _entrypoint(variant: str) -> Callable[..., CifarDenseNet]:
     settings = _NAMED[variant]
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> CifarDenseNet:
-        out_indices = tuple(range(len(settings["block_config"]) + 1))
+        out_indices = tuple(range(len(settings["block_config"])))
         feature_cfg = {"out_indices": out_indices, "flatten_sequential": True}
         return build_model_with_cfg(
             CifarDenseNet, variant, pretrained, feature_cfg=feature_cfg, **{**settings, **kwargs}

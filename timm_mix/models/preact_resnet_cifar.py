@@ -102,7 +102,7 @@ class PreActResNet(nn.Module):
         norm_act = get_norm_act_layer(norm_layer, act_layer=get_act_layer(act_layer))
 
         self.conv1 = create_conv2d(in_chans, 64, 3, stride=2, **dd)
-        self.feature_info: List[Dict[str, Any]] = [{"num_chs": 64, "reduction": 2, "module": "conv1"}]
+        self.feature_info: List[Dict[str, Any]] = []  # one level per reduction, so none of the stem
         rates = calculate_drop_path_rates(drop_path_rate, list(layers), stagewise=True)
         chs, reduction = 64, 2
         for i, stride in enumerate((1, 2, 2, 2)):
@@ -169,7 +169,7 @@ class PreActResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """Features of the stem (index 0) and the four stages, as timm's models return them.
+        """Features of the four stages, as timm's models return them.
 
         Args:
             indices: which; the last n for an int, all for None.
@@ -182,10 +182,8 @@ class PreActResNet(nn.Module):
         intermediates = []
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
         x = self.conv1(x)
-        if 0 in take_indices:
-            intermediates.append(x)
-        for index in range(1, (max_index if stop_early else len(self.feature_info) - 1) + 1):
-            x = self._run(getattr(self, f"layer{index}"), x)
+        for index in range((max_index if stop_early else len(self.feature_info) - 1) + 1):
+            x = self._run(getattr(self, f"layer{index + 1}"), x)
             if index in take_indices:
                 intermediates.append(x)
         if intermediates_only:
@@ -197,11 +195,12 @@ class PreActResNet(nn.Module):
     ) -> List[int]:
         """Drop what the chosen features do not need; returns their indices."""
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        for index in range(max_index + 1, 5):
-            setattr(self, f"layer{index}", nn.Identity())
-        if max_index < 4:
+        cut = max_index < len(self.feature_info) - 1
+        for index in range(max_index + 1, len(self.feature_info)):
+            setattr(self, f"layer{index + 1}", nn.Identity())
+        if cut:
             self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-        if prune_head or max_index < 4:
+        if prune_head or cut:
             self.reset_classifier(0, "")
         return take_indices
 
@@ -255,7 +254,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_preact(variant: str, pretrained: bool = False, **kwargs: Any) -> PreActResNet:
-    feature_cfg = {"out_indices": (0, 1, 2, 3, 4)}
+    feature_cfg = {"out_indices": (0, 1, 2, 3)}
     return build_model_with_cfg(PreActResNet, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 

@@ -159,7 +159,7 @@ class PyramidNet(nn.Module):
 
         self.conv1 = create_conv2d(in_chans, 16, 3, **dd)
         self.bn1 = norm(16, **dd)
-        self.feature_info: List[Dict[str, Any]] = [{"num_chs": 16, "reduction": 1, "module": "bn1"}]
+        self.feature_info: List[Dict[str, Any]] = []  # one level per reduction, so none of the stem
         blocks = (depth - 2) // 9
         rates = calculate_drop_path_rates(drop_path_rate, [blocks] * 3, stagewise=True)
         widths = _widths(alpha, 3 * blocks)
@@ -231,7 +231,7 @@ class PyramidNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """Features of the stem (index 0) and the three stages, as timm's models return them.
+        """Features of the three stages, as timm's models return them.
 
         Args:
             indices: which; the last n for an int, all for None.
@@ -243,26 +243,25 @@ class PyramidNet(nn.Module):
         assert output_fmt in ("NCHW",), "Output shape must be NCHW."
         intermediates = []
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        last = max_index if stop_early else len(self.feature_info) - 1
+        last = len(self.feature_info) - 1
+        end = max_index if stop_early else last
         x = self.bn1(self.conv1(x))
-        if 0 in take_indices:
-            intermediates.append(x)
-        for index in range(1, last + 1):
-            x = self._run(getattr(self, f"layer{index}"), x)
+        for index in range(end + 1):
+            x = self._run(getattr(self, f"layer{index + 1}"), x)
             if index in take_indices:
-                intermediates.append(self.bn_final(x) if norm and index == 3 else x)
+                intermediates.append(self.bn_final(x) if norm and index == last else x)
         if intermediates_only:
             return intermediates
-        return (self.bn_final(x) if last == 3 else x), intermediates
+        return (self.bn_final(x) if end == last else x), intermediates
 
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
         """Drop what the chosen features do not need; returns their indices."""
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        cut = max_index < 3
-        for index in range(max_index + 1, 4):
-            setattr(self, f"layer{index}", nn.Identity())
+        cut = max_index < len(self.feature_info) - 1
+        for index in range(max_index + 1, len(self.feature_info)):
+            setattr(self, f"layer{index + 1}", nn.Identity())
         if prune_norm or cut:
             self.bn_final = nn.Identity()  # made for the last stage's width
         if cut:
@@ -339,7 +338,7 @@ def _entrypoint(variant: str) -> Callable[..., PyramidNet]:
     settings = {"depth": depth, "alpha": alpha, "shakedrop_rate": shakedrop_rate}
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> PyramidNet:
-        feature_cfg = {"out_indices": (0, 1, 2, 3)}
+        feature_cfg = {"out_indices": (0, 1, 2)}
         return build_model_with_cfg(PyramidNet, variant, pretrained, feature_cfg=feature_cfg, **{**settings, **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = variant

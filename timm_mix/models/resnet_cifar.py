@@ -101,8 +101,8 @@ class CifarResNet(ResNet):
         self.maxpool = nn.Identity()
         if len(layers) == 3:
             self.layer4 = nn.Sequential()  # empty: timm's forward passes through
-        self.feature_info[0]["reduction"] = 1
-        for info in self.feature_info[1:]:
+        del self.feature_info[0]  # the stem's: one level per reduction
+        for info in self.feature_info:
             info["reduction"] //= 4  # the stem and the pooling that are gone
         self.init_weights(zero_init_last)
 
@@ -117,16 +117,22 @@ class CifarResNet(ResNet):
     def forward_intermediates(
         self, x: torch.Tensor, indices: Optional[Union[int, List[int]]] = None, **kwargs: Any
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """Features of the stem (index 0) and the stages; keyword arguments as in timm's ResNet."""
-        return super().forward_intermediates(x, feature_take_indices(len(self.feature_info), indices)[0], **kwargs)
+        """Features of the stages; keyword arguments as in timm's ResNet."""
+        take_indices, _ = feature_take_indices(len(self.feature_info), indices)
+        return super().forward_intermediates(x, [index + 1 for index in take_indices], **kwargs)
 
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
         """Drop what the chosen features do not need; returns their indices."""
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        if max_index < len(self.feature_info) - 1 or prune_head:
-            super().prune_intermediate_layers(take_indices, prune_norm, prune_head)
+        cut = max_index < len(self.feature_info) - 1
+        for index in range(max_index + 1, len(self.feature_info)):
+            setattr(self, f"layer{index + 1}", nn.Sequential())
+        if cut:
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if prune_head or cut:
+            self.reset_classifier(0, "")
         return take_indices
 
 
@@ -193,7 +199,7 @@ default_cfgs = generate_default_cfgs(
 
 def _entrypoint(variant: str) -> Callable[..., CifarResNet]:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-        feature_cfg = {"out_indices": tuple(range(len(_NAMED[variant]["layers"]) + 1))}
+        feature_cfg = {"out_indices": tuple(range(len(_NAMED[variant]["layers"])))}
         return build_model_with_cfg(
             CifarResNet, variant, pretrained, feature_cfg=feature_cfg, **{**_NAMED[variant], **kwargs}
         )

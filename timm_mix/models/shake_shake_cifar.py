@@ -138,7 +138,7 @@ class ShakeResNet(nn.Module):
 
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, **dd)  # with a bias, as published
         self.bn1 = norm_layer(16, **dd)
-        self.feature_info: List[Dict[str, Any]] = [{"num_chs": 16, "reduction": 1, "module": "bn1"}]
+        self.feature_info: List[Dict[str, Any]] = []  # one level per reduction, so none of the stem
         blocks = (depth - 2) // 6
         rates = calculate_drop_path_rates(drop_path_rate, [blocks] * 3, stagewise=True)
         chs, reduction = 16, 1
@@ -203,7 +203,7 @@ class ShakeResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """Features of the stem (index 0) and the three stages, as timm's models return them.
+        """Features of the three stages, as timm's models return them.
 
         Args:
             indices: which; the last n for an int, all for None.
@@ -215,26 +215,25 @@ class ShakeResNet(nn.Module):
         assert output_fmt in ("NCHW",), "Output shape must be NCHW."
         intermediates = []
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        last = max_index if stop_early else len(self.feature_info) - 1
+        last = len(self.feature_info) - 1
+        end = max_index if stop_early else last
         x = self.bn1(self.conv1(x))
-        if 0 in take_indices:
-            intermediates.append(x)
-        for index in range(1, last + 1):
-            x = self._run(getattr(self, f"layer{index}"), x)
+        for index in range(end + 1):
+            x = self._run(getattr(self, f"layer{index + 1}"), x)
             if index in take_indices:
                 intermediates.append(x)
         if intermediates_only:
             return intermediates
-        return (self.act(x) if last == 3 else x), intermediates
+        return (self.act(x) if end == last else x), intermediates
 
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
         """Drop what the chosen features do not need; returns their indices."""
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        cut = max_index < 3
-        for index in range(max_index + 1, 4):
-            setattr(self, f"layer{index}", nn.Identity())
+        cut = max_index < len(self.feature_info) - 1
+        for index in range(max_index + 1, len(self.feature_info)):
+            setattr(self, f"layer{index + 1}", nn.Identity())
         if cut:
             self.act = nn.Identity()  # stands behind the last stage
             self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
@@ -301,5 +300,5 @@ default_cfgs = generate_default_cfgs({"shake_resnet26_2x96d": _cfg()})
 @register_model
 def shake_resnet26_2x96d(pretrained: bool = False, **kwargs: Any) -> ShakeResNet:
     """Shake-Shake ResNet-26 2x96d: 26.2 M parameters."""
-    feature_cfg = {"out_indices": (0, 1, 2, 3)}
+    feature_cfg = {"out_indices": (0, 1, 2)}
     return build_model_with_cfg(ShakeResNet, "shake_resnet26_2x96d", pretrained, feature_cfg=feature_cfg, **kwargs)

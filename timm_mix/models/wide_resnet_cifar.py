@@ -129,7 +129,7 @@ class WideResNet(nn.Module):
         norm_act = get_norm_act_layer(norm_layer, act_layer=get_act_layer(act_layer))
 
         self.conv1 = create_conv2d(in_chans, 16, 3, bias=self.openmixup, **dd)
-        self.feature_info: List[Dict[str, Any]] = [{"num_chs": 16, "reduction": 1, "module": "conv1"}]
+        self.feature_info: List[Dict[str, Any]] = []  # one level per reduction, so none of the stem
         blocks = (depth - 4) // 6
         rates = calculate_drop_path_rates(drop_path_rate, [blocks] * 3, stagewise=True)
         chs, reduction = 16, 1
@@ -227,7 +227,7 @@ class WideResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """Features of the stem (index 0) and the three stages, as timm's models return them.
+        """Features of the three stages, as timm's models return them.
 
         Args:
             indices: which; the last n for an int, all for None.
@@ -240,27 +240,24 @@ class WideResNet(nn.Module):
         intermediates = []
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
         last = len(self.feature_info) - 1
-        index = 0
+        end = max_index if stop_early else last
         x = self.conv1(x)
-        if index in take_indices:
-            intermediates.append(x)
-        for index in range(1, (max_index if stop_early else last) + 1):
-            stage = getattr(self, f"layer{index}")
-            x = self._run(stage, x)
+        for index in range(end + 1):
+            x = self._run(getattr(self, f"layer{index + 1}"), x)
             if index in take_indices:
-                intermediates.append(self.bn1(x) if norm and index == 3 else x)
+                intermediates.append(self.bn1(x) if norm and index == last else x)
         if intermediates_only:
             return intermediates
-        return (self.bn1(x) if index == 3 else x), intermediates
+        return (self.bn1(x) if end == last else x), intermediates
 
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
         """Drop what the chosen features do not need; returns their indices."""
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        cut = max_index < 3
-        for index in range(max_index + 1, 4):
-            setattr(self, f"layer{index}", nn.Identity())
+        cut = max_index < len(self.feature_info) - 1
+        for index in range(max_index + 1, len(self.feature_info)):
+            setattr(self, f"layer{index + 1}", nn.Identity())
         if prune_norm or cut:
             self.bn1 = nn.Identity()  # made for the last stage's width
         if cut:
@@ -337,7 +334,7 @@ def _entrypoint(variant: str) -> Callable[..., WideResNet]:
             WideResNet,
             variant,
             pretrained,
-            feature_cfg={"out_indices": (0, 1, 2, 3)},
+            feature_cfg={"out_indices": (0, 1, 2)},
             **{"depth": depth, "widen_factor": widen_factor, **style, **kwargs},
         )
 

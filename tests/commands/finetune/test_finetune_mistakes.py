@@ -1,5 +1,6 @@
 """finetune.py answers every mistake in data, model or flags with one line, and writes nothing."""
 
+import json
 import re
 import shutil
 import sys
@@ -45,6 +46,9 @@ def material(tmp_path_factory, digits):
     (root / "no json").mkdir()
     (root / "no json" / "config.json").write_text("{")
     save_pretrained(timm.create_model("wrn16_2", num_classes=3, in_chans=5, **NET), root / "five channels")
+    for name, said in {"four": {"num_classes": 4}, "two names": {"label_names": NAMES[:2]}}.items():
+        config = json.loads((save_pretrained(torn, root / name) / "config.json").read_text())
+        (root / name / "config.json").write_text(json.dumps({**config, **said}))
     return root
 
 
@@ -68,6 +72,14 @@ MISTAKES = {
     "a torn config": (["--model", "local-dir:{root}/no json"], "cannot create model .*: "),
     "torn weights": (["--model", "local-dir:{root}/torn"], "cannot create model .*: "),
     "no weights": (["--model", "local-dir:{root}/bare"], "cannot create model .*: "),
+    "weights of other classes than the config": (
+        ["--model", "local-dir:{root}/four"],
+        "model.safetensors does not fit its config.json: size mismatch for fc",
+    ),
+    "names of other classes": (
+        ["--model", "local-dir:{root}/two names", "--keep-head"],
+        "keep_head needs a name for each class, local-dir:.*two names has 2 names: drop it",
+    ),
     "five channels": (["--in-chans", "5"], "images have 1 or 3 channels, --in-chans asks for 5: give --in-chans 3"),
     "a model of five channels": (
         ["--model", "local-dir:{root}/five channels"],

@@ -154,6 +154,52 @@ MISTAKES = {
         "same classes, local-dir:.*four has 4, the data have 3",
     ),
     "another order of classes": (["--model", "{root}/order"], "class 0 is 'cat' and 'ant'; give a --class-map"),
+    "classes that the weights of a folder are not for": (
+        ["--model", "{root}/four", "--num-classes", "3"],
+        "local-dir:.*four are for 4 classes, the model has 3: its head would be random",
+    ),
+    "classes that the weights of a name are not for": (
+        ["--model", "wrn16_2.mixmo_m2_digits", "--model-kwargs", "num_classes=3"],
+        "mixmo_m2_digits are for 10 classes, the model has 3: its head would be random",
+    ),
+    "classes that published weights are not for": (
+        ["--model", "mixmo_wrn16_2_m2", "--pretrained", "--num-classes", "3"],
+        "are for 100 classes, the model has 3: its head would be random",
+    ),
+    "a config of other classes than the weights": (
+        ["--model", "{root}/contradiction"],
+        "contradicts itself: num_classes is 4, the network has 3 classes; save it again",
+    ),
+    "names of other classes": (["--model", "{root}/names"], "names has 3 classes and 2 label_names for them; save it"),
+    "parts of a plain network": (
+        [
+            "--model",
+            "splitnet",
+            "--model-kwargs",
+            "backbone=wrn16_2",
+            "depth=10",
+            "--initial-checkpoint",
+            "{root}/w.pth",
+        ],
+        "the weights of .*w.pth have no head for splitnet; fine-tune the model first",
+    ),
+    "parts of a published network": (
+        ["--model", "splitnet", "--model-kwargs", "backbone=wrn16_2.mixmo_m2_digits", "--pretrained"],
+        "have no head for splitnet; fine-tune the model first",
+    ),
+    "a file of other classes": (
+        [
+            "--model",
+            "wrn16_2",
+            "--model-kwargs",
+            "depth=10",
+            "--initial-checkpoint",
+            "{root}/w.pth",
+            "--num-classes",
+            "3",
+        ],
+        "size mismatch for fc.weight",
+    ),
     "logits that are not finite": (["--model", "{root}/huge"], "the model's output for image number 0 is not finite"),
     "weights that are not finite": (["--model", "{root}/nan"], "hold values that are no numbers .heads.0.bias."),
     "empty folder": (["--data-dir", "{root}/empty"], "cannot be opened: Found 0 images"),
@@ -215,6 +261,11 @@ def material(tmp_path_factory, broken_images):
     save_model(root / "huge", weights=3e38)
     save_model(root / "plain", "wrn16_2")
     save_model(root / "of a run" / "model")
+    for folder, said in (("contradiction", {"num_classes": 4}), ("names", {"label_names": NAMES[:2]})):
+        config = json.loads((save_model(root / folder, "wrn16_2") / "config.json").read_text())
+        config = {**config, "model_args": {**config["model_args"], "num_classes": 3}, **said}
+        (root / folder / "config.json").write_text(json.dumps(config))
+    torch.save(timm.create_model("wrn16_2", depth=10, num_classes=4).state_dict(), root / "w.pth")
     config = json.loads((save_model(root / "softmax") / "config.json").read_text())
     config["model_args"]["ensemble"] = "softmax"
     (root / "softmax" / "config.json").write_text(json.dumps(config))

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.models import clean_state_dict, is_model_pretrained
+from timm.models import clean_state_dict, is_model_pretrained, load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 import timm_mix  # noqa: F401  (registers the models)
+from timm_mix.models.from_plain import is_plain
 from timm_mix.train.checkpoints.content import read_checkpoint
 from timm_mix.train.data.label_table import check_table, open_label_table
 from timm_mix.train.data.loaders import class_names, open_dataset
@@ -106,7 +107,7 @@ def open_subject(wanted: Evaluated, names: list[str] | None) -> Subject:
     """The model of the command line with its weights; `names` are the data's classes.
 
     Raises:
-        UsageError: no such model or file, no weights, or other classes than the data's.
+        UsageError: no such model or file, no weights or none for its heads, or other classes than the data's.
 
     >>> from timm_mix.hub import save_pretrained
     >>> folder = save_pretrained(timm.create_model("test_resnet", num_classes=5), "my_model")
@@ -120,11 +121,15 @@ def open_subject(wanted: Evaluated, names: list[str] | None) -> Subject:
     state, weights = _weights(wanted, content)
     classes = settings.model.num_classes
     if content is not None:
-        classes = _classes_of(settings.model, state) or classes
+        known = _classes_of(settings.model, state)
+        if known is not None and wanted.num_classes not in (None, known):
+            raise UsageError(f"{weights} has {known} classes, got --num-classes {wanted.num_classes}; drop it")
+        classes = known or classes
     elif classes is None and not settings.model.pretrained and names is not None:
         classes = len(names)
     model: Any = build_model(settings.model, classes)
     _load(model, state, wanted.checkpoint)
+    _check_heads(model, wanted, settings.model)
     _check_classes(model, names, settings.model.name)
     data_config = data_config_of(settings.model, model)
     return Subject(model, settings, data_config, model.num_classes, weights)
@@ -236,6 +241,24 @@ def _load(model: nn.Module, state: dict[str, Tensor] | None, file: str | None) -
     model.load_state_dict(state)
 
 
+def _check_heads(model: Any, wanted: Evaluated, settings: ModelSettings) -> None:
+    """With another number of classes timm leaves the heads out, which stay random; so do those of divided parts."""
+    if wanted.checkpoint:
+        return
+    if settings.initial_checkpoint is not None:
+        plain = getattr(model, "divided", False) and is_plain(load_state_dict(settings.initial_checkpoint), model)
+        weights, known = settings.initial_checkpoint, 0 if plain else model.num_classes
+    else:
+        weights, known = settings.name, model.pretrained_cfg.get("num_classes")
+    if known == 0:
+        raise UsageError(f"the weights of {weights} have no head for {settings.name}; fine-tune the model first")
+    if known != model.num_classes:
+        raise UsageError(
+            f"the weights of {weights} are for {known} classes, the model has {model.num_classes}: its head would be "
+            "random; drop --num-classes, or fine-tune the model first"
+        )
+
+
 def _check_classes(model: Any, names: list[str] | None, name: str) -> None:
     classes = model.num_classes
     if classes < 2:
@@ -248,6 +271,10 @@ def _check_classes(model: Any, names: list[str] | None, name: str) -> None:
             "own data, or a --class-map"
         )
     own = model.pretrained_cfg.get("label_names")
+    if own is not None and len(own) != classes:
+        raise UsageError(
+            f"{name} has {classes} classes and {len(own)} label_names for them; save it with as many names"
+        )
     if own is not None and sorted(own) == sorted(names) and list(own) != list(names):
         raise UsageError(
             f"model and data number their classes differently, class 0 is {own[0]!r} and {names[0]!r}; give a "

@@ -226,6 +226,8 @@ def _check_kept_head(source: ModelSettings, model: Any, data: Data) -> None:
         raise UsageError(f"keep_head needs the {known} classes of {source.name}, got {data.num_classes}: drop it")
     names = model.pretrained_cfg.get("label_names")
     if names and data.names and list(names) != data.names:
+        if len(names) != len(data.names):
+            raise UsageError(f"keep_head needs a name for each class, {source.name} has {len(names)} names: drop it")
         other = next(pair for pair in zip(data.names, names, strict=True) if pair[0] != pair[1])
         raise UsageError(f"keep_head needs the classes of {source.name}, got {other[0]!r} for {other[1]!r}: drop it")
 
