@@ -236,7 +236,7 @@ def build_task(
             if wanted.mix:
                 raise UsageError(f"task {PLAIN} has no settings, got mix: {', '.join(wanted.mix)}; drop them")
             return ClassificationTask(model, criterion, device=next(model.parameters()).device, verbose=False)
-        settings = {**clock, "verbose": False, **settings, **wanted.mix}
+        settings = {**clock, "verbose": False, **settings, **wanted.off_epoch, **wanted.mix}
         return timm_mix.create_task(wanted.name, model, criterion, num_classes=num_classes, seed=seed, **settings)
 
 
@@ -244,7 +244,7 @@ def _mixer_task(
     wanted: TaskSettings, model: nn.Module, criterion: nn.Module, num_classes: int, seed: int, clock: dict[str, int]
 ) -> MixerTask:
     """Plain classification of what a mixer makes of the batches."""
-    settings = dict(wanted.mix)
+    settings = {**wanted.off_epoch, **wanted.mix}
     off_epoch = settings.pop("off_epoch", None)
     shared: dict[str, Any] = {"num_classes": num_classes, "seed": seed}
     mixer = create_mixer(wanted.mixer or "", **shared, **settings)
