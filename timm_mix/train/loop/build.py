@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import timm_mix
+from timm_mix.announced import checked_announcements
 from timm_mix.functional.splitnet import divided_weight_decay
 from timm_mix.hub import local_name
 from timm_mix.mixers import create_mixer
@@ -116,7 +117,7 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
     }
     if wanted.initial_checkpoint is not None and not Path(wanted.initial_checkpoint).is_file():
         raise UsageError(f"--initial-checkpoint wants a file of weights, {wanted.initial_checkpoint} is no file")
-    with user_errors(f"create model {wanted.name!r}"):
+    with user_errors(f"create model {wanted.name!r}"), checked_announcements():
         name = local_name(wanted.name)  # what comes from the Hub is checked before it is built
         if more.get("device") == "meta":
             return timm.create_model(name, **kwargs)
