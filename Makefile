@@ -71,7 +71,7 @@ $(ECOSYSTEM)/.installed: $(VENV)/.installed-dev tests/ecosystem/requirements.txt
 	touch $@
 
 ecosystem: $(ECOSYSTEM)/.installed
-	$(ECOSYSTEM)/bin/python -m pytest -m ecosystem tests/ecosystem
+	$(ECOSYSTEM)/bin/python -m pytest -m ecosystem tests/ecosystem tests/drop_in/test_timms_scripts.py
 
 # Runs the line that every results.json in model_cards/weights quotes and compares its top-1: make weights-check DATA=path/to/cifar100
 weights-check: $(VENV)/.installed-dev

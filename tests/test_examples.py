@@ -12,7 +12,7 @@ from timm_mix.hub.client import can_push
 from timm_mix.mixers import MIXERS
 
 ROOMS = (
-    *("functional", "registry", "places", "own_methods", "models", "mixers", "tasks", "views", "metrics"),
+    *("announced", "functional", "registry", "places", "own_methods", "models", "mixers", "tasks", "views", "metrics"),
     *("hub", "card", "convert", "drop_in", "train"),
 )
 MODULES = sorted(modules_of(*(f"timm_mix.{room}" for room in ROOMS)))

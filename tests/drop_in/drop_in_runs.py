@@ -27,7 +27,7 @@ STEPS = TRAIN // BATCH
 NAMES = [
     *((timm.task, "ClassificationTask"), (timm.task, "LogitDistillationTask"), (timm.data, "Mixup")),
     *((timm.data, "create_loader"), (timm.scheduler, "create_scheduler_v2"), (timm.models, "create_model")),
-    *((timm.data, "FastCollateMixup"), (timm, "create_model")),
+    *((timm.data, "FastCollateMixup"), (timm, "create_model"), (timm.data, "resolve_data_config")),
 ]
 PLAIN = ("wrn16_2", {"depth": 10, "widen_factor": 1})
 

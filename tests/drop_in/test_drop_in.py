@@ -121,6 +121,13 @@ def test_off_epoch_ends_the_mixing(images, tmp_path):
     assert task.mixer.mixup_enabled is False
 
 
+@pytest.mark.parametrize("name", ["mixmo", "recursivemix", "automix", "manifoldmixup", "cutmix"])
+def test_the_scripts_own_mixup_off_epoch_ends_the_mixing(name, images, tmp_path):
+    task = launch(name, images, tmp_path, "--epochs", "2", "--mixup-off-epoch", "1")
+    assert (task.off_epoch, task.epoch, task.mixes) == (1, 2, False)
+    assert launch(name, images, tmp_path, "--mixup-off-epoch", "0").off_epoch is None  # timm's 0 is never
+
+
 class Gradients(torch.utils.data.Dataset):
     """Image i is brighter than image i - 1, and darker on the left than on the right."""
 

@@ -61,8 +61,8 @@ def stopped(capsys, *argv):
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
-        ([], "wanted the path of timm's train.py, got none"),
-        (["--task", "mixmo"], "wanted the path of timm's train.py, got none"),
+        ([], "wanted the path of a script such as timm's train.py, got none"),
+        (["--task", "mixmo"], "wanted the path of a script such as timm's train.py, got none"),
         (["--task", "mixup", SCRIPT], "task must be one of mixmo, .*, got 'mixup'"),
         (["--task", "cotrainig", SCRIPT], "got 'cotrainig'; did you mean cotraining?"),
         (["--mixer", "mixmo", SCRIPT], "mixer must be one of mixup, .*, got 'mixmo'"),
@@ -95,6 +95,8 @@ def test_a_mistake_on_the_command_line_is_one_line(argv, reason, capsys):
         ("mixup", "--aug-splits 2 --jsd-loss", "timm's JSD loss does not go together with mixer mixup"),
         ("cotraining", "--aug-splits 2", "drop --aug-splits"),
         ("cotraining", "--resplit", "drop --resplit"),
+        ("resizemix", "--mixup-off-epoch 2", "timm's --mixup-off-epoch and off_epoch of --mix say the same: drop one"),
+        ("cotraining", "--mixup-off-epoch 2", "off_epoch=2 ends the mixup of the views, which is 0"),
         ("automix", "--epochs 0 --sched none", "total_steps must be an integer >= 1"),
     ],
 )

@@ -4,6 +4,7 @@ It knows nothing of timm_mix.
 """
 
 import argparse
+import importlib
 import logging
 import os
 from contextlib import nullcontext
@@ -54,6 +55,7 @@ def parse_args():
     parser.add_argument("--smoothing", type=float, default=0.1)
     parser.add_argument("--mixup", type=float, default=0.0)
     parser.add_argument("--cutmix", type=float, default=0.0)
+    parser.add_argument("--mixup-off-epoch", type=int, default=0)
     parser.add_argument("--kd-model-name")
     parser.add_argument("--amp", action="store_true")
     parser.add_argument("--amp-dtype", default="float16")
@@ -65,12 +67,15 @@ def parse_args():
     parser.add_argument("--output", default="output")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device-modules", nargs="+")
     return parser.parse_args()
 
 
 def main():
     setup_default_logging()
     args = parse_args()
+    for module in args.device_modules or ():
+        importlib.import_module(module)
     device = init_distributed_device(args)
     random_seed(args.seed, args.rank)
     model = create_model(args.model, num_classes=args.num_classes, **args.model_kwargs)

@@ -1,8 +1,9 @@
-"""timm's own train script, unmodified, with a task or mixer of this package in the seat of its ClassificationTask.
+"""timm's own scripts, unmodified, with our names; its train script with one of our tasks or mixers in its seat.
 
     python -m timm_mix.drop_in --task mixmo --mix block=cut prob=0.5 path/to/train.py --model mixmo_resnet50_m2 ...
     python -m timm_mix.drop_in --mixer resizemix path/to/train.py --model resnet50 ...
     torchrun --nproc_per_node 2 -m timm_mix.drop_in --task cotraining path/to/train.py --model splitnet_resnet50_s2 ...
+    python -m timm_mix.drop_in path/to/validate.py --model mixmo_resnet50_m2 --checkpoint model_best.pth.tar ...
 
 The script runs as if it had been called itself, with the arguments that follow its path, and knows this package's
 models; its checkpoints load with timm.create_model(..., checkpoint_path=).
@@ -20,6 +21,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from timm_mix.drop_in.children import children_know_us
 from timm_mix.drop_in.seat import DropInError, Order, Seat, one_line
 from timm_mix.mixers import MIXERS
 from timm_mix.own_methods import import_modules
@@ -34,8 +36,9 @@ The training is as long as the script's schedule says, and the draws follow its 
 Settings: those of the task or mixer (see its class in timm_mix.tasks and timm_mix.mixers), as yaml values, and
   seed=N        of the draws, instead of the script's
   views=V       {views}: views of every image, one per part of the network if it is not given; 1 shows all the same
-  off_epoch=E   mixers: the epoch, from 0, in which mixing ends
-Without --task and --mixer the script knows the models of this package, and nothing else changes.
+  off_epoch=E   the epoch, from 0, in which mixing ends; the script's own --mixup-off-epoch E is heard as well
+Without --task and --mixer the script knows the models of this package, and nothing else changes. So do python scripts
+that it starts through subprocess (timm's bulk_runner.py), a task or mixer is for the script itself.
 """
 
 
@@ -68,8 +71,8 @@ def run(order: Order, script: str | Path, arguments: Sequence[str]) -> Seat:
     True
     """
     if not Path(script).is_file():
-        raise DropInError(f"no script {str(script)!r}: give the path of timm's train.py")
-    with Seat(order).taken() as seat, _called_as(str(script), arguments):
+        raise DropInError(f"no script {str(script)!r}: give the path of timm's train.py, or of another of its scripts")
+    with Seat(order).taken() as seat, children_know_us(order.imports), _called_as(str(script), arguments):
         runpy.run_path(str(script), run_name="__main__")
         seat.check_taken()
     return seat
@@ -90,9 +93,11 @@ def parse(argv: Sequence[str]) -> tuple[Order, str, list[str]]:
         import_modules(given.imports)
     if given.task and given.mixer:
         raise DropInError("give --task or --mixer, not both")
-    order = Order(given.task, given.mixer, _settings(given.mix))
+    order = Order(given.task, given.mixer, _settings(given.mix), tuple(given.imports))
     if place == len(argv):
-        raise DropInError("wanted the path of timm's train.py, got none; see python -m timm_mix.drop_in --help")
+        raise DropInError(
+            "wanted the path of a script such as timm's train.py, got none; see python -m timm_mix.drop_in --help"
+        )
     return order, argv[place], list(argv[place + 1 :])
 
 
@@ -113,7 +118,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m timm_mix.drop_in",
-        usage="%(prog)s [--import MODULE] [--task NAME | --mixer NAME] [--mix KEY=VALUE ...] path/to/train.py [...]",
+        usage="%(prog)s [--import MODULE] [--task NAME | --mixer NAME] [--mix KEY=VALUE ...] path/to/script.py [...]",
         description=__doc__,
         epilog=EPILOG.format(views=", ".join(name for name, task in TASKS.items() if task.facts.member_views)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -143,7 +148,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise DropInError(f"--mix takes key=value pairs, got {pair!r}")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # also thousands of digits or of brackets
             raise DropInError(f"--mix takes key=value pairs, {pair!r} has no yaml value") from None
         settings[key] = _number(value)
     return settings

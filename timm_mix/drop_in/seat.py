@@ -4,7 +4,7 @@ import functools
 import importlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +53,8 @@ class DropInError(Exception):
 class Order:
     """What the command line asks for: a task, a mixer, or neither, and the settings of it.
 
+    imports: modules that have been imported for it, as children of the script will do.
+
     Raises:
         DropInError: a task, mixer or setting that there is not, or a mixer's setting outside its range.
 
@@ -64,6 +66,7 @@ class Order:
     task: str | None = None
     mixer: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    imports: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         with one_line():
@@ -111,7 +114,7 @@ class Seat:
     """The place of timm's ClassificationTask in one run of the script.
 
     timm's script makes its loaders, then its task, then its schedule, and only then trains: from the training loader
-    the seat learns the batches per epoch, from the schedule the epochs.
+    the seat learns the batches per epoch, from the schedule the epochs, from its data config its --mixup-off-epoch.
 
     Attributes:
         task: what sits there; None until the script asks for it.
@@ -132,6 +135,7 @@ class Seat:
         self.steps_per_epoch: int | None = None
         self.epochs: int | None = None
         self._members: int | None = None
+        self._off_epoch: int | None = None  # the script's --mixup-off-epoch
 
     @contextmanager
     def taken(self) -> Iterator["Seat"]:
@@ -162,6 +166,7 @@ class Seat:
         """What becomes of each name: path -> (original -> replacement)."""
         changes: dict[str, Callable[[Any], Any]] = {
             "timm.task.ClassificationTask": self._classification_task,
+            "timm.data.resolve_data_config": self._resolve_data_config,
             "timm.data.create_loader": self._create_loader,
             "timm.scheduler.create_scheduler_v2": self._create_scheduler,
         }
@@ -190,6 +195,7 @@ class Seat:
         if isinstance(criterion, JsdCrossEntropy):
             raise DropInError(f"timm's JSD loss does not go together with {self.order.name}: drop --jsd-loss")
         settings = {key: value for key, value in self.order.settings.items() if key != "views"}
+        settings |= {} if self._off_epoch is None else {"off_epoch": self._off_epoch}
         # torch was seeded by the script, from its --seed
         common = {"seed": settings.pop("seed", torch.initial_seed()), "steps_per_epoch": self.steps_per_epoch}
         common |= {"device": plain.device, "dtype": plain.dtype, "verbose": plain.verbose}
@@ -216,6 +222,20 @@ class Seat:
             return model
 
         return create_model
+
+    def _resolve_data_config(self, original: Any) -> Any:
+        """timm's script hands it all of its arguments, those of its yaml file among them, before it makes the task."""
+
+        @functools.wraps(original)
+        def resolve_data_config(*args: Any, **kwargs: Any) -> Any:
+            given = args[0] if args else kwargs.get("args")
+            off = given.get("mixup_off_epoch") if isinstance(given, Mapping) else None
+            if off and "off_epoch" in self.order.settings:
+                raise DropInError("timm's --mixup-off-epoch and off_epoch of --mix say the same: drop one of the two")
+            self._off_epoch = off or None
+            return original(*args, **kwargs)
+
+        return resolve_data_config
 
     def _create_loader(self, original: Any) -> Any:
         signature = inspect.signature(original)

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from timm_mix.announced import checked_announcements
 from timm_mix.hub.client import KEEPS_PARTS, REPEATS_DOWNLOADS, EntryNotFound, status_of
 from timm_mix.hub.errors import HubError, hub_errors, with_retries
 from timm_mix.version import __version__
@@ -154,7 +155,8 @@ def _try_download(filename: str, where: dict[str, Any]) -> Path | None:
 
     def call() -> str | None:
         try:
-            return hf_hub_download(filename=filename, library_name="timm_mix", library_version=__version__, **where)
+            with checked_announcements():
+                return hf_hub_download(filename=filename, library_name="timm_mix", library_version=__version__, **where)
         except LocalEntryNotFoundError as error:
             if REPEATS_DOWNLOADS:
                 raise

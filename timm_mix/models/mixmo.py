@@ -21,6 +21,7 @@ from timm.models._input import update_model_args
 from timm.utils import unwrap_model
 from torch import nn
 
+from timm_mix.announced import checked_announcements
 from timm_mix.functional.checks import check_members, check_not_negative
 from timm_mix.models._backbone import (
     backbone_cfg,
@@ -362,16 +363,17 @@ def register_inherited() -> None:
 
 def _create_mixmo(variant: str, pretrained: bool, backbone: str, members: int, **kwargs: Any) -> MixMo:
     feature_cfg = features_cfg(backbone, kwargs)
-    return build_model_with_cfg(
-        MixMo,
-        variant,
-        pretrained,
-        feature_cfg=feature_cfg,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        backbone=backbone,
-        members=members,
-        **kwargs,
-    )
+    with checked_announcements():
+        return build_model_with_cfg(
+            MixMo,
+            variant,
+            pretrained,
+            feature_cfg=feature_cfg,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            backbone=backbone,
+            members=members,
+            **kwargs,
+        )
 
 
 _BACKBONES = (

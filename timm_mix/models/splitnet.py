@@ -26,6 +26,7 @@ from timm.models._input import update_model_args
 from timm.utils import unwrap_model
 from torch import nn
 
+from timm_mix.announced import checked_announcements
 from timm_mix.functional.checks import check_choice, check_members
 from timm_mix.models._backbone import backbone_cfg, build_backbone, features_cfg
 from timm_mix.models._entrypoints import register_table
@@ -399,16 +400,17 @@ def _create_splitnet(variant: str, pretrained: bool, backbone: str, split: int, 
             f"only_part={kwargs['only_part']!r} has forward() only: drop features_only, or take the whole model"
         )
     feature_cfg = features_cfg(backbone, kwargs)
-    return build_model_with_cfg(
-        SplitNet,
-        variant,
-        pretrained,
-        feature_cfg=feature_cfg,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        backbone=backbone,
-        split=split,
-        **kwargs,
-    )
+    with checked_announcements():
+        return build_model_with_cfg(
+            SplitNet,
+            variant,
+            pretrained,
+            feature_cfg=feature_cfg,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            backbone=backbone,
+            split=split,
+            **kwargs,
+        )
 
 
 _NAMED: Dict[str, Tuple[str, int]] = {

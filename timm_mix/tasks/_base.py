@@ -37,9 +37,12 @@ class MixingTask(TrainingTask):
         total_steps: length of the training; None leaves schedules at their start.
         steps_per_epoch: length of an epoch.
         rank: of this process; None asks torch.distributed.
+        off_epoch: the epoch, from 0, in which mixing ends; None: never. Needs steps_per_epoch. From then on a batch
+            costs what it costs unmixed; the task says what that is.
     Raises:
         ValueError: a model without classes, another number of classes, a seed < 0, total_steps or steps_per_epoch < 1
-            or an epoch longer than the training; a criterion that LabelLoss refuses.
+            or an epoch longer than the training; a criterion that LabelLoss refuses; off_epoch < 0, without
+            steps_per_epoch, or of a task whose facts do not say ends_mixing.
 
     >>> import timm
     >>> class Plain(MixingTask):
@@ -67,11 +70,13 @@ class MixingTask(TrainingTask):
         total_steps: int | None = None,
         steps_per_epoch: int | None = None,
         rank: int | None = None,
+        off_epoch: int | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ):
         _check_clock(seed, total_steps, steps_per_epoch)
+        self._check_off_epoch(off_epoch, steps_per_epoch)
         self._check_model(unwrap_model(model), num_classes)
         parameter = next(model.parameters())
         super().__init__(device=device or parameter.device, dtype=dtype or parameter.dtype, verbose=verbose)
@@ -84,6 +89,7 @@ class MixingTask(TrainingTask):
         self.rank = _rank() if rank is None else rank
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
+        self.off_epoch = off_epoch
         self.step = 0
         self._evaluated: tuple[nn.Module, ...] = ()  # where that is no part of what is trained, or compiled; a tuple,
         # so that state_dict() holds no tensor twice
@@ -106,6 +112,23 @@ class MixingTask(TrainingTask):
             )
         if model.num_classes != num_classes:
             raise ValueError(f"num_classes={num_classes}, but the model predicts {model.num_classes} classes")
+
+    @classmethod
+    def _check_off_epoch(cls, off_epoch: int | None, steps_per_epoch: int | None) -> None:
+        check_count("off_epoch", off_epoch, least=0, optional=True)
+        if off_epoch is None:
+            return
+        if not cls.facts.ends_mixing:
+            raise ValueError(
+                f"{cls.__name__} has no off_epoch, its facts do not say ends_mixing; drop off_epoch={off_epoch}"
+            )
+        if steps_per_epoch is None:
+            raise ValueError(f"off_epoch={off_epoch} needs steps_per_epoch, the number of batches in an epoch")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the running epoch is one in which batches are mixed."""
+        return self.off_epoch is None or self.epoch < self.off_epoch
 
     @property
     def epoch(self) -> int:

@@ -58,7 +58,7 @@ class OnlineNet(nn.Module):
     Shapes: (images, k's features, plan, whether the block learns, what k makes of mixed images, number of images that
         q sees plain, the loss of their logits) -> logits of the plain images (empty without), their loss, logits of the
         mixed ones, masks [B, 2, 1, H, W] of the Mix Block's own pass (empty unless it learns), k's mixup loss, whose
-        gradient reaches the Mix Block.
+        gradient reaches the Mix Block. Of images alone: logits of the model's own head, and 0 of all that is not asked.
 
     >>> import timm
     >>> two = TwoHeads(timm.create_model("test_resnet", num_classes=5), num_classes=5)
@@ -86,13 +86,18 @@ class OnlineNet(nn.Module):
     def forward(
         self,
         images: Tensor,
-        features: Tensor,
-        plan: AutoMixPlan,
-        learns: bool,
-        learn: Learn | None,
-        plain: int,
-        judge: Judge,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        features: Tensor | None = None,
+        plan: AutoMixPlan | None = None,
+        learns: bool = False,
+        learn: Learn | None = None,
+        plain: int = 0,
+        judge: Judge | None = None,
+    ) -> tuple[Tensor, ...]:
+        if features is None:
+            logits = self.two(images)
+            return logits, self._nothing_of([*self.block.parameters(), *self.two.second.parameters()], logits)
+        assert plan is not None
+        assert judge is not None
         size = (images.shape[-2], images.shape[-1])
         masks, block = images.new_empty(0), images.new_zeros(())
         if learns:
@@ -115,9 +120,16 @@ class OnlineNet(nn.Module):
         logits = self.two(mixed, second=self.second_mixes)
         untouched = [] if learns else list(self.block.parameters())
         untouched += [] if plain else list(self.get_classifier()[not self.second_mixes].parameters())
-        for parameter in untouched:  # DDP wants a gradient of everything in every step
-            block = block + 0.0 * parameter.sum()
+        block = block + self._nothing_of(untouched, logits)
         return one, with_gradient(ce, taken), logits, masks, block
+
+    @staticmethod
+    def _nothing_of(untouched: list[nn.Parameter], like: Tensor) -> Tensor:
+        """0, a function of these: DDP wants a gradient of everything in every step."""
+        nothing = like.new_zeros(())
+        for parameter in untouched:
+            nothing = nothing + 0.0 * parameter.sum()
+        return nothing
 
     def _seen(self, features: Tensor, partners: Tensor, plan: AutoMixPlan, size: tuple[int, int]) -> Tensor:
         """The masks that q sees, without gradient."""

@@ -56,6 +56,7 @@ class AutoMixTask(MixingTask):
     task.get_eval_model() gives and a checkpoint holds: one plain timm model, with `main_head`. The third term reaches
     the Mix Block alone; its gradient is taken at the pixels before q runs, so that no graph of k outlives it.
     Call task.update_ema() after every update, as timm's script does: fused optimizers leave no other trace of one.
+    From off_epoch on loss = CE(q(x)) by the published head: no mix is made, the Mix Block rests, k goes on following.
 
     Args:
         model: a timm model with forward_features, forward_head, forward_intermediates and one linear classifier.
@@ -74,7 +75,7 @@ class AutoMixTask(MixingTask):
             cheaper, not published.
         main_head: the head of the published model: `one` (published), which learns from plain images, or `mix`, which
             learns from mixed ones.
-        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, off_epoch, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
         loss: scalar.   output: [B, K], of the plain images (of the mixed ones where q does not see all of those).
         ce, mixed, block, mask: the four terms, unweighted and detached.
@@ -95,7 +96,7 @@ class AutoMixTask(MixingTask):
 
     shared_state = ("online", "second")  # of the task state: alike on all processes
 
-    facts = Facts(METHOD, own_block=True, example=Example(settings={"momentum": 0.9}))
+    facts = Facts(METHOD, own_block=True, ends_mixing=True, example=Example(settings={"momentum": 0.9}))
 
     def __init__(
         self,
@@ -186,6 +187,8 @@ class AutoMixTask(MixingTask):
         target = self._checked_target(input, target)
         self._follow()
         self.follower.train(self.get_trainable_module().training)  # timm's script evaluates it and leaves it so
+        if plan is None and not self.mixes:
+            return self._plain(input, target)
         plan = self.draw(input) if plan is None else plan
         learns, plain_too = self.passes(self.step)
         plain = min(len(input), max(2, math.ceil(self.one_hot_share * len(input)))) if plain_too else 0
@@ -209,6 +212,18 @@ class AutoMixTask(MixingTask):
         self.step += 1
         output = one if plain == len(input) else mixed
         return {"loss": loss, "output": output, **{name: term.detach() for name, term in terms.items()}}
+
+    def _plain(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """A step without mixing; k sees the images as well, for the statistics of its BatchNorm."""
+        if any(True for _ in self.follower.buffers()):
+            with torch.no_grad():
+                self.follower(input)
+        logits, untouched = self.trainable_module(input)
+        ce = self.label_loss(logits, target)
+        nothing = torch.zeros_like(ce.detach())
+        terms = {"ce": ce.detach(), **dict.fromkeys(("mixed", "block", "mask"), nothing)}
+        self.step += 1
+        return {"loss": ce + untouched, "output": logits, **terms}
 
     @property
     def _iteration(self) -> float:

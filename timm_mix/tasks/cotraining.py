@@ -41,7 +41,8 @@ METHOD = Method(
 class CoTrainingTask(MemberTask):
     """Every part learns from the labels, and from the other parts: sum_i CE_i + w * divergence (paper, eq. 4 and 5).
 
-    Made for SplitNet; any model with members will do.
+    Made for SplitNet; any model with members will do. From off_epoch on views and labels are not mixed; the parts learn
+    from each other, and from a teacher, as before.
 
     Args:
         weight: w of the divergence; 0 trains the parts separately and computes none.
@@ -57,15 +58,15 @@ class CoTrainingTask(MemberTask):
         teacher_weight: of that loss, summed over the parts as the cross-entropy is.
         temperature: of both softmaxes in it.
         member_group: the processes that hold one part each (see tasks/member_parallel.py); None: all parts are here.
-        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, off_epoch, ...).
     Shapes: task(input, target [B] or [B, K]) with input [B, S, C, H, W], one view per part, or [B, C, H, W], one view
         for all -> dict with
         loss: scalar.   output: [B, K], the ensemble.   ce: sum of the parts' losses, cot: the divergence (not there
         with weight 0); both detached.
     Raises:
         ValueError: weight, warmup_epochs, mixup or teacher_weight < 0, temperature <= 0, an unknown divergence, a
-            warm-up without steps_per_epoch, a model without members, a teacher of other classes or beside a
-            member_group, a target of another shape.
+            warm-up without steps_per_epoch, off_epoch without mixup, a model without members, a teacher of other
+            classes or beside a member_group, a target of another shape.
 
     >>> import timm
     >>> model = timm.create_model("splitnet_wrn16_2_s2", num_classes=5, depth=10)
@@ -79,6 +80,7 @@ class CoTrainingTask(MemberTask):
         METHOD,
         member_views=True,
         member_parallel=True,
+        ends_mixing=True,
         example=Example("splitnet", {"split": 2, "divide": False}, {"mixup": 0.2}),
     )
 
@@ -110,6 +112,10 @@ class CoTrainingTask(MemberTask):
         check_choice("divergence", divergence, DIVERGENCES)
         if warmup_epochs and self.steps_per_epoch is None:
             raise ValueError(f"warmup_epochs={warmup_epochs} needs steps_per_epoch, the number of batches in an epoch")
+        if self.off_epoch is not None and not mixup:
+            raise ValueError(
+                f"off_epoch={self.off_epoch} ends the mixup of the views, which is 0: set mixup, or drop it"
+            )
         self.weight = weight
         self.divergence = divergence
         self.warmup_epochs = warmup_epochs
@@ -133,8 +139,8 @@ class CoTrainingTask(MemberTask):
         return DistillationTeacher(own, device=self.device).requires_grad_(False)
 
     def draw(self, input: Tensor) -> MixPlan | None:
-        """All chance of one step, for a batch like `input`; None without mixup."""
-        return plan_shared_mixup(input.shape[0], self.mixup, rng=self.rng) if self.mixup else None
+        """All chance of one step, for a batch like `input`; None without mixup, and from off_epoch on."""
+        return plan_shared_mixup(input.shape[0], self.mixup, rng=self.rng) if self.mixup and self.mixes else None
 
     def forward(self, input: Tensor, target: Tensor, plan: MixPlan | None = None) -> dict[str, Tensor]:
         """One step; `plan` fixes its chance (drawn when it is None)."""

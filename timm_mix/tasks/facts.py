@@ -55,6 +55,7 @@ class Facts:
     soft_labels: the criterion is called with soft labels, whatever the data have.
     own_block: what it trains has, as `block`, a part beside the network, which may have a learning rate of its own.
     member_parallel: it takes `member_group` and runs with one member per process.
+    ends_mixing: its step asks `self.mixes`, so that it can take `off_epoch`.
     example: what the tests take it with.
 
     >>> facts = Facts(soft_labels=True)  # of a task of your own, as its class attribute `facts`
@@ -67,6 +68,7 @@ class Facts:
     soft_labels: bool = False
     own_block: bool = False
     member_parallel: bool = False
+    ends_mixing: bool = False
     example: Example = Example()
 
 

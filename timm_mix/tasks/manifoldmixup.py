@@ -29,13 +29,13 @@ class ManifoldMixupTask(MixingTask):
     """One stage of the network, drawn per batch, mixes its features with those of a partner; so are the labels.
 
     h = lam h + (1 - lam) h_partner at the output of the drawn stage, or at the images (stage 0), with one
-    lam ~ Beta(alpha, alpha) and one shuffle per batch (paper, sec. 2).
+    lam ~ Beta(alpha, alpha) and one shuffle per batch (paper, sec. 2). From off_epoch on it is plain training.
 
     Args:
         model: a timm model with feature_info, whose stages are modules.
         alpha: Beta parameter (published: 2 on CIFAR).
         stages: to draw from; 0 is the image, i the i-th feature level; None: the image and all levels but the last.
-        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, off_epoch, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with loss: scalar.   output: [B, K], of the mix.
     Raises:
         ValueError: a model without stages, a stage that it does not have, alpha <= 0, a target of another shape.
@@ -48,7 +48,7 @@ class ManifoldMixupTask(MixingTask):
     torch.Size([4, 5])
     """
 
-    facts = Facts(METHOD)
+    facts = Facts(METHOD, ends_mixing=True)
 
     def __init__(
         self,
@@ -82,6 +82,10 @@ class ManifoldMixupTask(MixingTask):
         if input.ndim != 4:
             raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
         target = self._checked_target(input, target)
+        if plan is None and not self.mixes:
+            logits = self.trainable_module(input)
+            self.step += 1
+            return {"loss": self.label_loss(logits, target), "output": logits}
         stage, mix = self.draw(input) if plan is None else plan
         with self._mixing(stage, mix, input.device):
             logits = self.trainable_module(input if stage else apply_mix(input, mix))

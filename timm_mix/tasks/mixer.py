@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from timm_mix.functional.checks import check_count
 from timm_mix.mixers import Mixer
 from timm_mix.tasks._base import MixingTask
+from timm_mix.tasks.facts import Facts
 
 __all__ = ["MixerTask"]
 
@@ -15,15 +15,15 @@ __all__ = ["MixerTask"]
 class MixerTask(MixingTask):
     """A mixer mixes every batch on its device, at the start of the step; the network learns the soft labels.
 
-    The mixer draws from a generator of (seed, rank), whose state is the task's.
+    The mixer draws from a generator of (seed, rank), whose state is the task's. From off_epoch on it leaves images and
+    labels alone, but for its label_smoothing, and draws nothing.
 
     Args:
         mixer: see mixers.create_mixer.
-        off_epoch: the epoch, from 0, in which mixing ends; None: never. Needs steps_per_epoch.
-        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, off_epoch, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with loss: scalar.   output: [B, K], of the mix.
     Raises:
-        ValueError: off_epoch < 0 or without steps_per_epoch, a target of another shape.
+        ValueError: a target of another shape, and what MixingTask raises.
 
     >>> import timm, torch
     >>> from timm_mix.mixers import create_mixer
@@ -33,28 +33,25 @@ class MixerTask(MixingTask):
     torch.Size([4, 5])
     """
 
+    facts = Facts(ends_mixing=True)
+
     def __init__(
         self,
         model: nn.Module,
         criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         mixer: Mixer,
-        off_epoch: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(model, criterion, **kwargs)
-        check_count("off_epoch", off_epoch, least=0, optional=True)
-        if off_epoch is not None and self.steps_per_epoch is None:
-            raise ValueError(f"off_epoch={off_epoch} needs steps_per_epoch, the number of batches in an epoch")
         self.mixer = mixer
-        self.off_epoch = off_epoch
         self._hand_over()
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         if input.ndim != 4:
             raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
         target = self._checked_target(input, target)
-        self.mixer.mixup_enabled = self.off_epoch is None or self.epoch < self.off_epoch
+        self.mixer.mixup_enabled = self.mixes
         labels = self.label_loss.labels(target)
         mixed, rows = self.mixer(input, labels.rows)
         logits = self.trainable_module(mixed)

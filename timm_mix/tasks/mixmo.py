@@ -47,7 +47,8 @@ class MixMoTask(MemberTask):
     """Each member predicts its own image of a mixed input (paper, sec. 3).
 
     One step draws M shuffles of the batch, a mixing block, ratios per sample and the members' roles, then sums the
-    members' losses with the weights w_r of their ratios.
+    members' losses with the weights w_r of their ratios. From off_epoch on all members see the sample's own image,
+    without masks, as at test time, and the loss is the sum of their losses.
 
     Args:
         block: the mixing block: `linear` for Linear-MixMo, or another of functional.blocks such as `cut`.
@@ -64,7 +65,7 @@ class MixMoTask(MemberTask):
         msda: `cutmix` or `mixup` of each member's image in pixels, before it is encoded; None for neither.
         msda_alpha: their Beta parameter.
         msda_prob: probability per member and sample.
-        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, steps_per_epoch, ...).
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, off_epoch, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
         loss: scalar.   output: [B, K], the ensemble.   ce: the members' unweighted mean loss, detached.
     Raises:
@@ -79,7 +80,7 @@ class MixMoTask(MemberTask):
     """
 
     weighs_samples = True
-    facts = Facts(METHOD, example=Example("mixmo", {"members": 2}, {"block": "cut"}))
+    facts = Facts(METHOD, ends_mixing=True, example=Example("mixmo", {"members": 2}, {"block": "cut"}))
 
     def __init__(
         self,
@@ -158,6 +159,10 @@ class MixMoTask(MemberTask):
         if input.ndim != 4:
             raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
         target = self._checked_target(input, target)
+        if plan is None and not self.mixes:
+            logits = self.trainable_module(input, return_members=True)
+            losses = self.label_loss.each(logits, target[:, None].expand(-1, logits.shape[1], *target.shape[1:]))
+            return self._result(logits, losses, losses.sum(1).mean())
         plan = self.draw(input) if plan is None else plan
         msda = self.draw_msda(input) if msda is None else msda
         images = torch.from_numpy(plan.images).to(input.device, non_blocking=True)
@@ -174,7 +179,10 @@ class MixMoTask(MemberTask):
             labels = self.label_loss.labels(target)
             rows = torch.lerp(labels.rows[partners], labels.rows[images], lam[..., None].to(labels.rows.dtype))
             losses = self.label_loss.each(logits, labels._replace(rows=rows))
-        loss = (member_weights(ratios.to(losses.dtype), self.r) * losses).sum(1).mean()
+        return self._result(logits, losses, (member_weights(ratios.to(losses.dtype), self.r) * losses).sum(1).mean())
+
+    def _result(self, logits: Tensor, losses: Tensor, loss: Tensor) -> dict[str, Tensor]:
+        """The end of a step, with the members' logits [B, M, K] and losses [B, M]."""
         self.step += 1
         ensemble = unwrap_model(self.trainable_module).ensemble
         return {"loss": loss, "output": reduce_members(logits, ensemble), "ce": losses.detach().mean()}

@@ -46,7 +46,8 @@ class RecursiveMixTask(MixingTask):
     """A box of every image shows the resized input of the step before, and must be recognised as what that was.
 
     loss = CE(logits, mixed target) + omega (1 - lam) CE(region's logits, softmax(old logits)) (paper, sec. 3).
-    The region head serves training only: the evaluated and saved model is the plain one.
+    The region head serves training only: the evaluated and saved model is the plain one. From off_epoch on there is no
+    history, so that the loss is the CE of the plain batch.
 
     Args:
         model: any timm model with forward_features and forward_head.
@@ -55,7 +56,7 @@ class RecursiveMixTask(MixingTask):
         resize: of the history, `nearest` or `bilinear`.
         region_head: `separate`, a linear layer of its own, or `shared`, the model's classifier.
         steps_per_epoch: the history is emptied at the start of every epoch; without it, never.
-        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, ...).
+        kwargs: see MixingTask (criterion, num_classes, seed, total_steps, off_epoch, ...).
     Shapes: task(input [B, C, H, W], target [B] or [B, K]) -> dict with
         loss: scalar.   output: [B, K], of the mixed images.   ce, consistency: detached, the latter without omega.
     Raises:
@@ -68,7 +69,7 @@ class RecursiveMixTask(MixingTask):
     (['ce', 'consistency', 'loss', 'output'], ['images', 'logits', 'targets'])
     """
 
-    facts = Facts(METHOD)
+    facts = Facts(METHOD, ends_mixing=True)
 
     def __init__(
         self,
@@ -110,11 +111,12 @@ class RecursiveMixTask(MixingTask):
             raise ValueError(f"input must be a batch of images [B, C, H, W], got {list(input.shape)}")
         target = self._checked_target(input, target)
         labels = self.label_loss.labels(target)
-        if self._begins_epoch():
+        if self._begins_epoch() or not self.mixes:
             self.history = None
-        plan = self.draw(input) if plan is None else plan
         height, width = input.shape[-2:]
         whole = RecursiveMixPlan((0, height, 0, width), 1.0)
+        if plan is None:
+            plan = self.draw(input) if self.mixes else whole
         plan = plan if self.history is not None and plan.lam < 1 else whole
         mixed = input
         if self.history is not None and plan.lam < 1:
@@ -124,9 +126,10 @@ class RecursiveMixTask(MixingTask):
         logits, region = self.trainable_module(mixed, box)
         ce = self.label_loss(logits, labels)
         consistency = self._consistency(region, plan)
-        mixed = mixed.clone() if mixed is input else mixed  # a loader may write over its batch
-        rows = labels.rows.clone() if labels.rows is target else labels.rows
-        self.history = {"images": mixed.detach(), "targets": rows.detach(), "logits": logits.detach()}
+        if self.mixes:
+            mixed = mixed.clone() if mixed is input else mixed  # a loader may write over its batch
+            rows = labels.rows.clone() if labels.rows is target else labels.rows
+            self.history = {"images": mixed.detach(), "targets": rows.detach(), "logits": logits.detach()}
         self.step += 1
         loss = ce + self.omega * consistency
         return {"loss": loss, "output": logits, "ce": ce.detach(), "consistency": consistency.detach()}

@@ -58,6 +58,19 @@ MISTAKES = {
         ["--task", "classification", "--cutmix", "1", "--batch-size", "9"],
         "mixup and cutmix need an even batch_size, got 9",
     ),
+    "nothing to end": (
+        ["--task", "classification", "--mixup-off-epoch", "1"],
+        "mixup_off_epoch ends what a task, mixer, mixup or cutmix mixes, got none; drop it",
+    ),
+    "two ends": (
+        ["--mixup-off-epoch", "1", "--mix", "off_epoch=2"],
+        "mixup_off_epoch and off_epoch of mix say the same",
+    ),
+    "negative end": (["--mixup-off-epoch", "-1"], "mixup_off_epoch must be >= 0, got -1"),
+    "an end of no mixup": (
+        [*COTRAINING, "--mixup-off-epoch", "1"],
+        "cannot create task 'cotraining': off_epoch=1 ends the mixup of the views, which is 0",
+    ),
     "negative penalty": (["--l2-penalty", "-1"], "l2_penalty must be >= 0 and finite in float32, got -1"),
     "views for mixmo": (["--views", "2"], "views"),
     "views of no part": ([*COTRAINING, "--views", "3"], "views"),

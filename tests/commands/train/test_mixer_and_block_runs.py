@@ -26,6 +26,31 @@ def test_a_run_resumed_after_an_epoch_ends_like_an_uninterrupted_one(task, flags
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("task", "flags"),
+    [
+        ("classification", ["--mixup", "1", "--cutmix", "1"]),
+        ("classification", ["--mixer", "resizemix"]),
+        ("mixmo", []),
+        ("cotraining", ["--mix", "mixup=0.2"]),
+        ("recursivemix", []),
+        ("automix", []),
+        ("manifoldmixup", []),
+    ],
+)
+def test_mixing_that_has_ended_stays_ended_in_a_resumed_run(task, flags, run, interrupted, tmp_path):
+    flags = ["--task", task, *TASKS[task], *flags, "--epochs", "3", "--resume", "auto", "--mixup-off-epoch", "1"]
+    whole = run(*flags, name="whole")
+    interrupted("in an epoch", *flags)  # in the second one
+    results = run(*flags)
+    assert [figures(row) for row in results["epochs"]] == [figures(row) for row in whole["epochs"]]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    if task == "automix":
+        assert [row["train"]["mask"] == 0 for row in whole["epochs"]] == [False, True, True]
+    if task == "recursivemix":
+        assert [row["train"]["consistency"] == 0 for row in whole["epochs"]] == [False, True, True]
+
+
 def test_the_blocks_rate_ends_near_its_floor(run, tmp_path):
     run("--task", "automix", *TASKS["automix"], *BLOCK, "--sched-on-updates", "--epochs", "3")
     groups = checkpoint(tmp_path / "run")["optimizer"]["param_groups"]

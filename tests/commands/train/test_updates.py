@@ -176,6 +176,15 @@ def test_mixup_adds_the_mirrored_batch_to_images_and_labels_alike(run, mixed):
         torch.testing.assert_close(mixed_y, lam * smooth + (1 - lam) * smooth.flip(0), rtol=0, atol=1e-5)
 
 
+def test_timms_mixup_ends_with_its_off_epoch(run, mixed):
+    run(*TASKS["classification"], "--mixup", "1", "--smoothing", "0.3", "--epochs", "3", "--mixup-off-epoch", "1")
+    alone = [torch.equal(x, mixed_x) for (x, _), (mixed_x, _) in zip(*mixed[:2], strict=True)]
+    assert not any(alone[: TRAIN // 8])
+    assert all(alone[TRAIN // 8 :])
+    assert len(alone) == 3 * (TRAIN // 8)
+    torch.testing.assert_close(mixed[1][-1][1], F.one_hot(mixed[0][-1][1], 3) * 0.7 + 0.1)
+
+
 def test_cutmix_per_image_leaves_each_pixel_to_one_of_two_images(run, mixed):
     run(*TASKS["classification"], "--cutmix", "1", "--mixup-prob", "0.5", "--mixup-mode", "elem", "--padding", "0")
     kept = []

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
+from timm_mix.announced import checked_announcements
 from timm_mix.hub import local_name
 from timm_mix.models import reduce_members
 from timm_mix.tasks import MemberTask, task_settings
@@ -324,7 +325,7 @@ def make_task(
 
 def _taught_by(teacher: str, fed: ModelSettings, model: nn.Module) -> dict[str, Any]:
     """The task's settings of a teacher that takes the images as the model gets them."""
-    with user_errors(f"create the teacher {teacher!r}"):
+    with user_errors(f"create the teacher {teacher!r}"), checked_announcements():
         network = timm.create_model(local_name(teacher), pretrained=True).eval()
     data = data_config_of(fed, model)
     size = tuple(data["input_size"])

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import timm_mix
+from timm_mix.announced import checked_announcements
 from timm_mix.functional.splitnet import divided_weight_decay
 from timm_mix.hub import local_name
 from timm_mix.mixers import create_mixer
@@ -155,7 +156,7 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
         raise UsageError(f"--initial-checkpoint wants a file of weights, {wanted.initial_checkpoint} is no file")
     if wanted.initial_checkpoint is not None:
         check_archive(wanted.initial_checkpoint)
-    with user_errors(f"create model {wanted.name!r}"):
+    with user_errors(f"create model {wanted.name!r}"), checked_announcements():
         name = local_name(wanted.name)  # what comes from the Hub is checked before it is built
         if more.get("device") == "meta":
             return timm.create_model(name, **kwargs)
@@ -280,7 +281,7 @@ def build_task(
             return _mixer_task(wanted, model, criterion, num_classes, seed, clock)
         if wanted.name == PLAIN:
             return ClassificationTask(model, criterion, device=next(model.parameters()).device, verbose=False)
-        settings = {**clock, "verbose": False, **settings, **wanted.mix}
+        settings = {**clock, "verbose": False, **settings, **wanted.off_epoch, **wanted.mix}
         return timm_mix.create_task(wanted.name, model, criterion, num_classes=num_classes, seed=seed, **settings)
 
 
@@ -288,7 +289,7 @@ def _mixer_task(
     wanted: TaskSettings, model: nn.Module, criterion: nn.Module, num_classes: int, seed: int, clock: dict[str, int]
 ) -> MixerTask:
     """Plain classification of what a mixer makes of the batches."""
-    settings = dict(wanted.mix)
+    settings = {**wanted.off_epoch, **wanted.mix}
     off_epoch = settings.pop("off_epoch", None)
     shared: dict[str, Any] = {"num_classes": num_classes, "seed": seed}
     mixer = create_mixer(wanted.mixer or "", **shared, **settings)

@@ -250,7 +250,11 @@ class Trainer:
         """A batch on the device, mixed if the recipe mixes samples: then the labels are soft."""
         images = self._to_device(images)
         target = target.to(self.accelerator.device, non_blocking=True)
-        return (images, target) if self.mixup is None else self.mixup(images, target)
+        if self.mixup is None:
+            return images, target
+        off = self.config.task.mixup_off_epoch
+        self.mixup.mixup_enabled = not off or self.progress.epoch < off
+        return self.mixup(images, target)
 
     def _to_device(self, images: Tensor) -> Tensor:
         images = images.to(self.accelerator.device, non_blocking=True)

@@ -6,7 +6,7 @@ from typing import Any
 from timm_mix.mixers import MIXERS, mixer_settings
 from timm_mix.tasks import TASKS, task_settings
 from timm_mix.train.errors import UsageError, nearest
-from timm_mix.train.settings.fields import BELOW_1, NOT_NEGATIVE, SHARE, check_fields, setting
+from timm_mix.train.settings.fields import AT_LEAST_0, BELOW_1, NOT_NEGATIVE, SHARE, check_fields, setting
 
 __all__ = ["PLAIN", "TaskSettings"]
 
@@ -53,6 +53,7 @@ class TaskSettings:
     mixup_prob: float = setting(1.0, "probability of mixup or CutMix per batch, pair or image", SHARE)
     mixup_switch_prob: float = setting(0.5, "share of CutMix when both are on", SHARE)
     mixup_mode: str = setting("batch", "one draw per batch, pair or elem (image)", choices=("batch", "pair", "elem"))
+    mixup_off_epoch: int = setting(0, "the epoch, from 0, in which all mixing ends; 0: never", AT_LEAST_0)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -67,8 +68,16 @@ class TaskSettings:
                 f"mixup and cutmix are for task {PLAIN}, got task {self.name}; drop them, or set what the task "
                 "itself mixes by --mix"
             )
-
+        if self.mixup_off_epoch and self.name == PLAIN and self.mixer is None and not self.mixes_samples:
+            raise UsageError("mixup_off_epoch ends what a task, mixer, mixup or cutmix mixes, got none; drop it")
+        if self.mixup_off_epoch and "off_epoch" in self.mix:
+            raise UsageError("mixup_off_epoch and off_epoch of mix say the same; drop one of the two")
         self._check_mix()
+
+    @property
+    def off_epoch(self) -> dict[str, int]:
+        """The setting of the task by this name, if there is one."""
+        return {"off_epoch": self.mixup_off_epoch} if self.mixup_off_epoch else {}
 
     def _check_mix(self) -> None:
         """Every setting of the method is one that it has, as far as that is known without its network."""
