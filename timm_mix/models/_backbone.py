@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Tuple, Union
 import timm
 import torch
 from timm.layers import Conv2dSame, PatchEmbed
+from timm.models import get_model_input_config
 from torch import nn
 
 from timm_mix.functional.checks import check_count
@@ -242,9 +243,9 @@ def _remove_first_conv(core: nn.Module, encoder: nn.Module) -> None:
 def _try_features(core: nn.Module, encoder: nn.Module) -> None:
     """A patch embedding of its own may insist on seeing an image: find out now, not in the first step."""
     weight, training = encoder.weight, core.training
-    image = torch.zeros((1, *core.pretrained_cfg["input_size"]), device=weight.device, dtype=weight.dtype)
+    image = torch.zeros((1, *get_model_input_config(core)["input_size"]), device=weight.device, dtype=weight.dtype)
     try:
-        core.eval()(encoder(image[:, : core.in_chans]))
+        core.eval()(encoder(image))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"{_name(core)} needs the image itself behind its first convolution "

@@ -68,14 +68,17 @@ MISTAKES = {
     "a torn config": (["--model", "local-dir:{root}/no json"], "cannot create model .*: "),
     "torn weights": (["--model", "local-dir:{root}/torn"], "cannot create model .*: "),
     "no weights": (["--model", "local-dir:{root}/bare"], "cannot create model .*: "),
-    "five channels": (["--in-chans", "5"], "images have 1 or 3 channels, --in-chans asks for 5: give --in-chans 3"),
+    "five channels": (
+        ["--in-chans", "5"],
+        "32 x 32 x 3, the network takes 5 channels: first or last, or give another --in-chans",
+    ),
     "a model of five channels": (
         ["--model", "local-dir:{root}/five channels"],
-        "images have 1 or 3 channels, local-dir:.* asks for 5: give --in-chans 3",
+        "32 x 32 x 3, the network takes 5 channels: first or last, or give another --in-chans",
     ),
     "a size that is too small": (
         ["--model", "mixmo", "--model-kwargs", "backbone=densenet121", "--no-pretrained", "--img-size", "8"],
-        r"cannot run mixmo on images of 8 pixels \(see --img-size\): ",
+        r"cannot run mixmo on images of 3 x 8 x 8 \(see --img-size, --input-size\): ",
     ),
     "no data": (["--data-dir", "{root}/nowhere"], "--data-dir wants a folder of images, .*nowhere is not there"),
     "no images": (["--data-dir", "{root}/empty"], "no folder of validation images|must hold one folder of images"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from timm_mix.metrics import calibration_bins, cross_fit_temperature, risk_coverage
+from timm_mix.train.errors import UsageError
 from timm_mix.train.evaluate.canvas import NO_MATPLOTLIB, can_draw
 from timm_mix.train.evaluate.corruptions import SEVERITIES, Corruption, NpyCorruption, families_in
 from timm_mix.train.evaluate.figures import (
@@ -55,6 +56,8 @@ class Evaluation:
         self.images, self.class_names = open_images(config.images, config.model)
         self.subject: Subject = open_subject(config.model, self.class_names)
         self.images.mode = self.subject.mode  # type: ignore[attr-defined]
+        if isinstance(self.subject.mode, int) and (config.measured.corruptions or config.measured.corruptions_dir):
+            raise UsageError(f"corruptions are for 1 or 3 channels, the model takes {self.subject.mode}: drop them")
         self.network = Network(
             self.subject.model,
             self.subject.data_config,
