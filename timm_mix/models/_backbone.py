@@ -10,6 +10,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from timm_mix.functional.checks import check_count
+from timm_mix.models._batch_norm import set_batch_norm
 from timm_mix.models.weights.shipped import untrained_cfg
 
 __all__ = [
@@ -71,7 +72,8 @@ def build_backbone(name: str, **kwargs: Any) -> nn.Module:
             f"checkpoint_path is of the whole model, not of its backbone; got {kwargs['checkpoint_path']!r}: give "
             "it to timm.create_model itself"
         )
-    return timm.create_model(name, pretrained=False, **kwargs)
+    bn = {key: kwargs.pop(key) for key in ("bn_momentum", "bn_eps") if key in kwargs}
+    return set_batch_norm(timm.create_model(name, pretrained=False, **kwargs), **bn)
 
 
 def backbone_cfg(name: str, first_conv: Tuple[str, ...], classifier: Tuple[str, ...]) -> Dict[str, Any]:

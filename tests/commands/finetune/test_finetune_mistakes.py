@@ -70,11 +70,11 @@ MISTAKES = {
     "no weights": (["--model", "local-dir:{root}/bare"], "cannot create model .*: "),
     "five channels": (
         ["--in-chans", "5"],
-        "32 x 32 x 3, the network takes 5 channels: first or last, or give another --in-chans",
+        "32 x 32 x 3, the network takes 5 channels",
     ),
     "a model of five channels": (
         ["--model", "local-dir:{root}/five channels"],
-        "32 x 32 x 3, the network takes 5 channels: first or last, or give another --in-chans",
+        "32 x 32 x 3, the network takes 5 channels",
     ),
     "a size that is too small": (
         ["--model", "mixmo", "--model-kwargs", "backbone=densenet121", "--no-pretrained", "--img-size", "8"],

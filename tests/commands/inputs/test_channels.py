@@ -27,7 +27,7 @@ def reloaded(scripts, name):
 def test_bands_are_learnt_evaluated_and_learnt_on(banded, aug):
     scripts, channels = banded
     scripts.train("run", *NETS["resnet"], "--input-size", str(channels), "32", "48", "--aug", aug, "--reprob", "0.5")
-    results = scripts.validate("run/model")
+    results = scripts.validate("run/model", "--aug", aug)
     assert tuple(results["data"]["input_size"]) == (channels, 32, 48)
     assert len(results["data"]["mean"]) == channels
     assert scripts.validate("run/checkpoints/last.pt", "--robustness")["figures"] == results["figures"]
@@ -88,7 +88,7 @@ def test_finetune_names_the_files_of_other_channels(banded):
 
 
 def test_pictures_are_no_bands(scripts):
-    with pytest.raises(UsageError, match="png is no image .*40 x 56 x 3, the network takes 4 channels"):
+    with pytest.raises(UsageError, match=r"png is no image .*40 x 56 x 3, the network takes 4 channels"):
         scripts.train("run", *NETS["resnet"], "--in-chans", "4", "--img-size", "32")
     with pytest.raises(UsageError, match="the digits have 1 or 3 channels, the network takes 4"):
         scripts.train("run", "--dataset", "digits", *NETS["resnet"], "--in-chans", "4", "--img-size", "32")

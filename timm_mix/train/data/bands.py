@@ -24,7 +24,7 @@ def read_bands(file: Path | IO[bytes], channels: int) -> Tensor:
 
     Raises:
         ValueError: another number of channels; whole numbers of other than 8 or 16 bits without sign; values that are
-            no numbers; a TIFF that Pillow does not read whole, where tifffile is not installed. Others are the readers'.
+            no numbers; a TIFF that Pillow does not read whole, without tifffile. Others are the readers'.
 
     >>> np.save("field.npy", np.full((5, 7, 13), 65535, np.uint16))
     >>> read_bands(Path("field.npy"), 13).shape, read_bands(Path("field.npy"), 13).unique()
@@ -47,7 +47,7 @@ def to_bands(array: np.ndarray, channels: int) -> Tensor:
     >>> to_bands(np.zeros((5, 7, 4), np.uint8), 2)
     Traceback (most recent call last):
         ...
-    ValueError: it has the shape 5 x 7 x 4, the network takes 2 channels: first or last, or give another --in-chans
+    ValueError: it has the shape 5 x 7 x 4, the network takes 2 channels, first or last: give another --in-chans
     """
     shape = array.shape
     if array.ndim == 2:
@@ -55,7 +55,7 @@ def to_bands(array: np.ndarray, channels: int) -> Tensor:
     if array.ndim != 3 or channels not in (array.shape[0], array.shape[2]):
         given = " x ".join(map(str, shape))
         raise ValueError(
-            f"it has the shape {given}, the network takes {channels} channels: first or last, or give another --in-chans"
+            f"it has the shape {given}, the network takes {channels} channels, first or last: give another --in-chans"
         )
     if array.shape[2] == channels:
         array = array.transpose(2, 0, 1)

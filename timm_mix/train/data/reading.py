@@ -1,7 +1,8 @@
 """Images as training and evaluation read them: each one that a data set lists, or an error that names it.
 
-timm's own data set shows the next image in the place of one that it cannot read. A mode is PIL's, "RGB" or "L", to which
-every image is converted; or a number of channels, which the images must have, and that gives tensors (see `bands`).
+timm's own data set shows the next image in the place of one that it cannot read. A mode is PIL's, "RGB" or "L", to
+which every image is converted; or a number of channels, which the images must have, and that gives tensors (see
+`timm_mix.train.data.bands`).
 """
 
 from collections.abc import Callable

@@ -106,8 +106,8 @@ def create_transform(
 
     Args:
         style: "small" (`small_image_transform`), "imagenet" (`timm.data.create_transform`: random resized crop, colour
-            jitter for 1 or 3 channels, timm's AutoAugment and RandAugment strings, ...) or "none" (in training, too, the evaluation
-            transform of "small": resize if the size differs, normalise).
+            jitter for 1 or 3 channels, timm's AutoAugment and RandAugment strings, ...) or "none" (in training, too,
+            the evaluation transform of "small": resize if the size differs, normalise).
         data_config: what `timm.data.resolve_data_config` gives: input_size [C, H, W], mean, std, interpolation,
             crop_pct, crop_mode (the last two are read by "imagenet" only).
         training: False gives the evaluation transform of the style.

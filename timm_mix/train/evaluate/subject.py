@@ -28,7 +28,7 @@ __all__ = ["Subject", "fold", "open_images", "open_subject", "pixel_transform"]
 _OWN_CONFIG = ("local-dir:", "hf-hub:", "hf_hub:")  # such a name brings the weights, too
 _FROM_RUN = (
     *("model", "model_kwargs", "num_classes", "in_chans", "img_size", "input_size"),
-    *("mean", "std", "interpolation", "crop_pct", "aug"),
+    *("mean", "std", "interpolation", "crop_pct", "aug", "bn_momentum", "bn_eps"),
 )
 
 

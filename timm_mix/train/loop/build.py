@@ -21,6 +21,7 @@ import timm_mix
 from timm_mix.functional.splitnet import divided_weight_decay
 from timm_mix.hub import local_name
 from timm_mix.mixers import create_mixer
+from timm_mix.models import set_batch_norm
 from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks.mixer import MixerTask
 from timm_mix.train.data.device_loader import create_device_loaders, device_augmentation
@@ -31,7 +32,7 @@ from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.loop.block_groups import BlockSchedule, GroupsOf, own_block_group
 from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.loop.floor import FlooredSchedule
-from timm_mix.train.loop.network import input_args, load_file
+from timm_mix.train.loop.network import batch_norm_args, input_args, load_file
 from timm_mix.train.settings.augment import AugmentSettings
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings, mode_of
@@ -137,16 +138,17 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
         raise UsageError(f"--initial-checkpoint wants a file of weights, {wanted.initial_checkpoint} is no file")
     with user_errors(f"create model {wanted.name!r}"):
         name = local_name(wanted.name)  # what comes from the Hub is checked before it is built
-        kwargs |= input_args(wanted, name)
+        known, unknown = batch_norm_args(wanted, name)
+        kwargs |= input_args(wanted, name) | known
         if more.get("device") == "meta":
             return timm.create_model(name, **kwargs)
         if wanted.model_kwargs.get("features_only"):
             raise UsageError(f"features_only makes no classifier of {wanted.name}; drop it")
-        model = timm.create_model(name, pretrained=wanted.pretrained, **kwargs)
+        model = set_batch_norm(timm.create_model(name, pretrained=wanted.pretrained, **kwargs), **unknown)
         if wanted.initial_checkpoint is not None:
             load_file(model, wanted.initial_checkpoint)
         if wanted.grad_checkpointing:
-            model.set_grad_checkpointing(enable=True)
+            model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
     return model
 
 

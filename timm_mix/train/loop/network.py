@@ -1,6 +1,7 @@
 """What a network is built for: channels, size and weights of the settings, and how its images are fed to it."""
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from timm_mix.models.weights.fitted import resampled, with_channels
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.settings.model import ModelSettings
 
-__all__ = ["FOREIGN", "data_config_of", "fitted", "input_args", "load_file", "try_an_image"]
+__all__ = ["FOREIGN", "batch_norm_args", "data_config_of", "fitted", "input_args", "load_file", "try_an_image"]
 
 FOREIGN = (".npz", ".npy")  # files of weights of which only the network itself knows the names
 
@@ -56,6 +57,28 @@ def _is_built_for_a_size(wanted: ModelSettings, name: str) -> bool:
         cfg = get_pretrained_cfg(backbone, allow_unregistered=True)
         return bool(cfg is not None and cfg.fixed_input_size)
     return bool(found["pretrained_cfg"].get("fixed_input_size") or "img_size" in found)
+
+
+def batch_norm_args(wanted: ModelSettings, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """bn_momentum and bn_eps: as keywords of timm.create_model, and those to be set on the network that it made.
+
+    Raises:
+        UsageError: a bn_eps that timm would forget where it builds the saved network again.
+
+    >>> batch_norm_args(ModelSettings(bn_momentum=0.01), "wrn16_2")
+    ({'bn_momentum': 0.01}, {})
+    >>> batch_norm_args(ModelSettings(bn_momentum=0.01), "resnet18")  # timm's has no such keyword
+    ({}, {'bn_momentum': 0.01})
+    """
+    given = {key: getattr(wanted, key) for key in ("bn_momentum", "bn_eps") if getattr(wanted, key) is not None}
+    if not given:
+        return {}, {}
+    module = model_entrypoint(resolve_model_input_args(name, **wanted.model_kwargs)["model_name"]).__module__
+    if module.startswith("timm_mix.") or hasattr(sys.modules[module], "resolve_bn_args"):
+        return given, {}
+    if "bn_eps" in given:
+        raise UsageError(f"bn_eps of {wanted.name} would be lost where timm builds it again: drop it")
+    return {}, given
 
 
 def fitted(model: nn.Module, state: dict[str, Any], source: tuple[int, int] | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from timm.models import split_model_name_tag
 
 from timm_mix.train.errors import UsageError
-from timm_mix.train.settings.fields import AT_LEAST_1, BELOW_1, FINITE, POSITIVE, check_fields, setting
+from timm_mix.train.settings.fields import AT_LEAST_1, BELOW_1, FINITE, POSITIVE, SHARE, check_fields, setting
 
 __all__ = ["Floats", "ImageMode", "ModelSettings", "mode_of"]
 
@@ -50,6 +50,8 @@ class ModelSettings:
         None, "dropout; each part of a splitnet gets it as it is (default: the model's own)", BELOW_1
     )
     drop_path: float | None = setting(None, "stochastic depth; likewise", BELOW_1)
+    bn_momentum: float | None = setting(None, "of every batch norm's statistics; default: the model's own", SHARE)
+    bn_eps: float | None = setting(None, "of every batch norm; default: the model's own", POSITIVE)
     grad_checkpointing: bool = setting(False, "compute activations twice and keep fewer: less memory, more time")
     channels_last: bool = setting(False, "memory order that convolutions on newer GPUs and CPUs are faster in")
     torchcompile: bool = setting(False, "torch.compile the training step: minutes at the start, faster after")
