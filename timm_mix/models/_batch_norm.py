@@ -35,5 +35,10 @@ def set_batch_norm(model: nn.Module, bn_momentum: Optional[float] = None, bn_eps
 
 
 def build_with_batch_norm(*args: Any, bn_momentum: Any = None, bn_eps: Any = None, **kwargs: Any) -> Any:
-    """timm's build_model_with_cfg for a network of our own, which then has these two keywords."""
+    """timm's build_model_with_cfg for a network of our own, which then has these two keywords.
+
+    >>> import timm
+    >>> timm.create_model("wrn16_2", bn_eps=0.001).layer1[0].bn1.eps
+    0.001
+    """
     return set_batch_norm(build_model_with_cfg(*args, **kwargs), bn_momentum, bn_eps)

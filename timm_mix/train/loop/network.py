@@ -36,7 +36,8 @@ def input_args(wanted: ModelSettings, name: str) -> dict[str, Any]:
     >>> wanted = ModelSettings(input_size=(1, 64, 96))
     >>> input_args(wanted, "resnet18"), input_args(wanted, "vit_tiny_patch16_224")
     ({'in_chans': 1}, {'in_chans': 1, 'img_size': (64, 96)})
-    >>> input_args(dataclasses.replace(wanted, model_kwargs={"backbone": "test_vit"}), "mixmo")["img_size"]
+    >>> over_a_vit = ModelSettings(input_size=(1, 64, 96), model_kwargs={"backbone": "vit_tiny_patch16_224"})
+    >>> input_args(over_a_vit, "mixmo")["img_size"]
     (64, 96)
     """
     args: dict[str, Any] = {} if wanted.channels is None else {"in_chans": wanted.channels}
@@ -149,12 +150,12 @@ def try_an_image(wanted: ModelSettings, model: nn.Module, data_config: dict[str,
     """Show the model one black image, so that a size or a number of channels that it does not take is an error now.
 
     >>> import timm
-    >>> wanted = ModelSettings("test_vit", img_size=64)
-    >>> model = timm.create_model("test_vit")
+    >>> wanted = ModelSettings("test_resnet", input_size=(1, 64, 96))
+    >>> model = timm.create_model("test_resnet")  # for 3 channels
     >>> try_an_image(wanted, model, data_config_of(wanted, model))
     Traceback (most recent call last):
         ...
-    timm_mix.train.errors.UsageError: cannot run test_vit on images of 3 x 64 x 64 (see --img-size, --input-size): ...
+    timm_mix.train.errors.UsageError: cannot run test_resnet on images of 1 x 64 x 96 (see ...): ...
     """
     parameter = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, *data_config["input_size"], device=parameter.device, dtype=parameter.dtype)
