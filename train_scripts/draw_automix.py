@@ -22,7 +22,8 @@ from timm_mix.functional.automix import mix_pairs
 from timm_mix.lab.pictures.mix_plots import draw_images, plot_automix_masks
 from timm_mix.train.checkpoints.content import read_checkpoint
 from timm_mix.train.errors import UsageError, run_script, user_errors
-from timm_mix.train.loop.build import build_data, build_model, build_task, data_config_of
+from timm_mix.train.loop.build import build_data, build_model, build_task
+from timm_mix.train.loop.network import data_config_of
 from timm_mix.train.settings.config import Config, parse_config
 from timm_mix.train.settings.text import Parser
 

@@ -15,6 +15,8 @@ import timm_mix
 from timm_mix.functional.automix import AutoMixPlan, adjust_masks, constant_masks, mask_loss, mix_pairs
 from timm_mix.tasks._two_heads import stage_of_reduction
 
+OWN = ("wrn16_2", "preact_resnet18", "pyramidnet164", "resnet110", "wide_resnet16_8", "densenet161_cifar")
+OWN += ("shake_resnet26_2x96d", "resnet18_cifar", "efficientnetb0_cifar", "resnexst50_4x16d")
 P_MB, P_BB = np.array([3, 0, 4, 1, 2]), np.array([1, 2, 0, 4, 3])
 
 
@@ -262,6 +264,39 @@ def test_a_stage_is_found_by_its_reduction():
     assert stage_of_reduction(small_net("vit", depth=5), 16) == (2, 24)  # one resolution throughout: the middle
     with pytest.raises(ValueError, match="reduction must be one of 2, 4, 8, 16, 32 for ResNet, got 5"):
         stage_of_reduction(small_net("resnet"), 5)
+
+
+FITTING = {  # reduction and side of the network's own images: the stage that is taken without a reduction
+    "16 where there is one": ("resnet18", {}, 16),
+    "of 32 pixels, 8 x 8 places": ("resnet18_cifar", {}, 4),
+    "the largest that there is": ("wrn16_2", {}, 4),
+    "a patch of 14": ("vit_small_patch14_dinov2", {"img_size": 56, "depth": 2}, 14),
+    "a patch of 32": ("vit_small_patch32_224", {"img_size": 64, "depth": 2}, 32),
+}
+
+
+@pytest.mark.parametrize(("name", "settings", "wanted"), FITTING.values(), ids=FITTING)
+def test_without_a_reduction_a_stage_fits_by_itself(name, settings, wanted):
+    model = timm.create_model(name, num_classes=K, **settings)
+    assert stage_of_reduction(model) == stage_of_reduction(model, wanted)
+
+
+def test_the_plainest_call_trains_a_network_of_32_pixels():
+    result = _task(model=timm.create_model("wrn16_2", depth=10, num_classes=K))(*batch(2, pixels=(32, 48)))
+    assert result["loss"].isfinite()
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_each_of_our_own_networks_has_a_stage(name):
+    model = timm.create_model(name, device="meta")
+    index, _ = stage_of_reduction(model)
+    side = min(model.pretrained_cfg["input_size"][1:])
+    assert side // model.feature_info[index]["reduction"] >= 4  # so many places are left for a mask
+
+
+def test_a_reduction_that_is_named_stays_strict():
+    with pytest.raises(ValueError, match="reduction must be one of 1, 2, 4 for WideResNet, got 16"):
+        _task(model=timm.create_model("wrn16_2", num_classes=K), reduction=16)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ from typing import Any, Dict, List, Tuple, Union
 import timm
 import torch
 from timm.layers import Conv2dSame, PatchEmbed
+from timm.models import get_model_input_config
 from torch import nn
 
 from timm_mix.functional.checks import check_members
+from timm_mix.models._batch_norm import set_batch_norm
 from timm_mix.models.weights.shipped import untrained_cfg
 
 __all__ = [
@@ -70,7 +72,8 @@ def build_backbone(name: str, **kwargs: Any) -> nn.Module:
             f"checkpoint_path is of the whole model, not of its backbone; got {kwargs['checkpoint_path']!r}: give "
             "it to timm.create_model itself"
         )
-    return timm.create_model(name, pretrained=False, **kwargs)
+    bn = {key: kwargs.pop(key) for key in ("bn_momentum", "bn_eps") if key in kwargs}
+    return set_batch_norm(timm.create_model(name, pretrained=False, **kwargs), **bn)
 
 
 def backbone_cfg(name: str, first_conv: Tuple[str, ...], classifier: Tuple[str, ...]) -> Dict[str, Any]:
@@ -242,9 +245,9 @@ def _remove_first_conv(core: nn.Module, encoder: nn.Module) -> None:
 def _try_features(core: nn.Module, encoder: nn.Module) -> None:
     """A patch embedding of its own may insist on seeing an image: find out now, not in the first step."""
     weight, training = encoder.weight, core.training
-    image = torch.zeros((1, *core.pretrained_cfg["input_size"]), device=weight.device, dtype=weight.dtype)
+    image = torch.zeros((1, *get_model_input_config(core)["input_size"]), device=weight.device, dtype=weight.dtype)
     try:
-        core.eval()(encoder(image[:, : core.in_chans]))
+        core.eval()(encoder(image))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"{_name(core)} needs the image itself behind its first convolution "

@@ -232,6 +232,7 @@ def plain_from_state(name: str, state: State, model: nn.Module, kwargs: Dict[str
     (5, 1)
     """
     _check_finite(name, state)
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("bn_momentum", "bn_eps")}  # of no weight
     cfg: Any = model.pretrained_cfg
     convs, heads = plain_layers(name)
     size = cfg.get("input_size", (3, 224, 224))

@@ -11,7 +11,6 @@ all members on one image equals ONE plain backbone with the encoders summed and 
 True
 """
 
-import sys
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import timm
@@ -44,6 +43,7 @@ from timm_mix.models.from_plain import (
     name_and_args,
     plain_from_state,
 )
+from timm_mix.models.weights.fitted import fits, resampled
 from timm_mix.models.weights.inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 
 __all__ = ["MixMo"]
@@ -271,6 +271,24 @@ class MixMo(PlainStart):
             converted["tags"] = self.tags.detach() * (new.to(old) / old).detach()
         return converted
 
+    @torch.jit.ignore
+    def resampled(
+        self, state: Dict[str, torch.Tensor], source: Optional[Tuple[int, int]] = None
+    ) -> Dict[str, torch.Tensor]:
+        """Weights of this network at its image size; `source` is the (H, W) that they were trained on.
+
+        The plain backbone's filter does it, which wants the patch embedding that the core has not.
+        """
+        if fits(self, state, source):
+            return state
+        plain = self._plain_backbone()
+        plain.pretrained_model_args = getattr(self, "pretrained_model_args", {})
+        conv = first_conv_name(plain)
+        first = {f"{conv}.{name}": value for name, value in _of(state, "encoders.0.").items()}
+        core = resampled(plain, {**_of(state, "core."), **first}, source)
+        rest = {key: value for key, value in state.items() if not key.startswith("core.")}
+        return {**rest, **{f"core.{key}": value for key, value in core.items() if key not in first}}
+
     @classmethod
     def from_plain(
         cls,
@@ -314,21 +332,15 @@ class MixMo(PlainStart):
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: MixMo) -> Dict[str, torch.Tensor]:
-    """Weights of the plain backbone become those of a MixMo; of our own, the core adapts to another image size.
-
-    The backbone's own filter does that, where it has one.
-    """
+    """Weights of the plain backbone become those of a MixMo; of our own, the core adapts to another image size."""
     if is_plain(state_dict, model):
         return model.convert_plain(state_dict)
     check_own(state_dict, model)
-    own = model.core.state_dict()
-    core = {key[len("core.") :]: value for key, value in state_dict.items() if key.startswith("core.")}
-    same_shapes = all(own[key].shape == value.shape for key, value in core.items() if key in own)
-    adapt = getattr(sys.modules[type(model.core).__module__], "checkpoint_filter_fn", None)
-    if same_shapes or adapt is None:
-        return state_dict
-    rest = {key: value for key, value in state_dict.items() if not key.startswith("core.")}
-    return {**rest, **{f"core.{key}": value for key, value in adapt(core, model.core).items()}}
+    return model.resampled(state_dict)
+
+
+def _of(state: Dict[str, torch.Tensor], prefix: str) -> Dict[str, torch.Tensor]:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _joined(layers: nn.ModuleList, name: str, join) -> Dict[str, torch.Tensor]:

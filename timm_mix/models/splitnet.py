@@ -55,6 +55,7 @@ from timm_mix.models.from_plain import (
 )
 from timm_mix.models.parts.concurrent import concurrent_parts
 from timm_mix.models.parts.one_part import build_parts
+from timm_mix.models.weights.fitted import resampled
 from timm_mix.models.weights.inherited import check_tag_is_used, described, inherit_weights, source_cfg, without_tag
 
 __all__ = ["SplitNet", "check_undivided"]
@@ -272,6 +273,21 @@ class SplitNet(PlainStart):
             )
         return _started(plain_from_state(self.backbone, state, self, kwargs), self)
 
+    @torch.jit.ignore
+    def resampled(
+        self, state: Dict[str, torch.Tensor], source: Optional[Tuple[int, int]] = None
+    ) -> Dict[str, torch.Tensor]:
+        """Weights of this network at its image size; `source` is the (H, W) that they were trained on."""
+        rest = dict(state)
+        parts: Dict[str, torch.Tensor] = {}
+        for i, part in enumerate(self.subnets):
+            prefix = f"subnets.{i}."
+            own = {key[len(prefix) :]: rest.pop(key) for key in state if key.startswith(prefix)}
+            if own:  # with only_part the others are elsewhere
+                part.pretrained_model_args = getattr(self, "pretrained_model_args", {})
+                parts |= {f"{prefix}{key}": value for key, value in resampled(part, own, source).items()}
+        return {**rest, **parts}
+
     @classmethod
     def from_plain(
         cls,
@@ -317,11 +333,11 @@ class SplitNet(PlainStart):
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: SplitNet) -> Dict[str, torch.Tensor]:
-    """Weights of the plain backbone become those of its parts; our own pass as they are."""
+    """Weights of the plain backbone become those of its parts; of our own, each part adapts to another image size."""
     if is_plain(state_dict, model):
         return model.convert_plain(state_dict)
     check_own(state_dict, model)
-    return state_dict
+    return model.resampled(state_dict)
 
 
 def _started(whole: nn.Module, model: SplitNet) -> Dict[str, torch.Tensor]:

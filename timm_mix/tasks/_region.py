@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.models import get_model_input_config
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-__all__ = ["check_feature_map", "feature_map", "is_nhwc", "region_logits", "region_vector"]
+__all__ = ["check_feature_map", "feature_map", "image_shape", "is_nhwc", "region_logits", "region_vector"]
 
 
 def feature_map(model: nn.Module, features: Tensor, size: Sequence[int]) -> Tensor:
@@ -73,11 +74,10 @@ def check_feature_map(model: nn.Module) -> None:
     """
     plain: Any = unwrap_model(model)
     parameter, modes = next(plain.parameters()), {module: module.training for module in plain.modules()}
-    channels, *size = (getattr(plain, "pretrained_cfg", None) or {}).get("input_size") or (0,)
-    if not size:
+    if not (getattr(plain, "pretrained_cfg", None) or {}).get("input_size"):
         return
-    shape = (1, getattr(plain, "in_chans", channels), *size)
-    image = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+    shape = image_shape(plain)
+    image = torch.zeros((1, *shape), device=parameter.device, dtype=parameter.dtype)
     plain.eval()  # BatchNorm's statistics and every generator stay as they are
     try:
         features = plain.forward_features(image)
@@ -86,7 +86,18 @@ def check_feature_map(model: nn.Module) -> None:
     finally:
         for module, training in modes.items():
             module.training = training
-    feature_map(plain, features, size)
+    feature_map(plain, features, shape[1:])
+
+
+def image_shape(model: nn.Module) -> tuple[int, int, int]:
+    """[C, H, W] of the images that a model is built for, or names where it takes others as well.
+
+    >>> import timm
+    >>> image_shape(timm.create_model("test_vit", img_size=(32, 64), in_chans=1))  # its cfg says 3 x 160 x 160
+    (1, 32, 64)
+    """
+    channels, height, width = get_model_input_config(unwrap_model(model))["input_size"]
+    return int(channels), int(height), int(width)
 
 
 def is_nhwc(model: nn.Module) -> bool:

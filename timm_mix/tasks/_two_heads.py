@@ -1,6 +1,7 @@
 """AutoMix's networks: a timm model with a second classifier, the Mix Block beside it, the features of a stage."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ from timm_mix.functional.automix import LEAST_LAM, AutoMixPlan, adjust_masks, co
 from timm_mix.models import prefix_matcher
 from timm_mix.tasks._base import names_without_decay
 from timm_mix.tasks._early_gradient import Taken, with_gradient
+from timm_mix.tasks._region import image_shape
 
 __all__ = ["OnlineNet", "TwoHeads", "stage_of_reduction"]
+
+USUAL_REDUCTION = 16  # published for ImageNet
+LEAST_PLACES = 8  # on the smaller side of a map, as published for CIFAR
 
 Learn = Callable[[Tensor], tuple[Tensor, Tensor]]
 Judge = Callable[[Tensor], tuple[Tensor, Taken]]
@@ -144,10 +149,12 @@ def _named(classifier: Any) -> str:
     return f"{len(kinds)} of them ({', '.join(kinds)})" if kinds else type(classifier).__name__
 
 
-def stage_of_reduction(model: nn.Module, reduction: int) -> tuple[int, int]:
+def stage_of_reduction(model: nn.Module, reduction: int | None = None) -> tuple[int, int]:
     """The stage whose features are `reduction` times smaller than the image: its index and its channels.
 
-    Of several the last one; of a network that has one resolution throughout (ViT) the middle one.
+    Of several the last one; of a network that has one resolution throughout (ViT) the middle one. None chooses: 16
+    where the network has it; else the largest below that leaves at least 8 places to the smaller side of the image that
+    the network names (published: 14 x 14 places on ImageNet, 8 x 8 on CIFAR); else the nearest to 16.
 
     Raises:
         ValueError: no such stage, a model without features.
@@ -155,13 +162,25 @@ def stage_of_reduction(model: nn.Module, reduction: int) -> tuple[int, int]:
     >>> import timm
     >>> stage_of_reduction(timm.create_model("test_resnet"), 16)
     (3, 192)
+    >>> stage_of_reduction(timm.create_model("resnet18_cifar"))  # of 1, 2, 4 and 8 it is 4: 8 x 8 of 32 x 32 pixels
+    (3, 256)
     """
     info = getattr(unwrap_model(model), "feature_info", None)
     if not info or not hasattr(model, "forward_intermediates"):
         raise ValueError(f"masks need a timm model with forward_intermediates, got {type(model).__name__}")
     levels = [(i, level["reduction"], level["num_chs"]) for i, level in enumerate(info)]
+    if reduction is None:
+        reduction = _fitting(sorted({level for _, level, _ in levels}), min(image_shape(model)[1:]))
     found = [(i, channels) for i, level, channels in levels if level == reduction]
     if not found:
         known = ", ".join(str(level) for level in sorted({level for _, level, _ in levels}))
         raise ValueError(f"reduction must be one of {known} for {type(model).__name__}, got {reduction!r}")
     return found[len(found) // 2] if len(found) == len(levels) else found[-1]
+
+
+def _fitting(known: Sequence[int], side: int) -> int:
+    """The reduction among these that suits masks over an image of `side` pixels."""
+    if USUAL_REDUCTION in known:
+        return USUAL_REDUCTION
+    roomy = [level for level in known if level < USUAL_REDUCTION and side >= LEAST_PLACES * level]
+    return max(roomy) if roomy else min(known, key=lambda level: abs(math.log(level / USUAL_REDUCTION)))

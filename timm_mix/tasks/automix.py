@@ -61,7 +61,8 @@ class AutoMixTask(MixingTask):
     Args:
         model: a timm model with forward_features, forward_head, forward_intermediates and one linear classifier.
         block: `automix` or `samix`; settings of the blocks by block_kwargs (see tasks/_mix_block.py).
-        reduction: of the features that the masks see (published: 4 on CIFAR, 16 on ImageNet).
+        reduction: of the features that the masks see (published: 4 on CIFAR, 16 on ImageNet); None: what the model has
+            of it, see `stage_of_reduction`.
         alpha: lam ~ Beta(alpha, alpha).
         mask_weight, mask_decay: weight of the mask loss; with decay a half cosine to 0.
         variance: masks that decide are rewarded (SAMix).
@@ -105,7 +106,7 @@ class AutoMixTask(MixingTask):
         *,
         block: str = "automix",
         block_kwargs: dict[str, Any] | None = None,
-        reduction: int = 16,
+        reduction: int | None = None,
         alpha: float = 2.0,
         mask_weight: float = 0.1,
         mask_decay: bool = False,

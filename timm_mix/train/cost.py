@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from timm_mix.models.mixmo import MixMo
 from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks import TASKS
-from timm_mix.train.loop.build import data_config_of
+from timm_mix.train.loop.network import data_config_of, input_args
 from timm_mix.train.settings.data import DataSettings
 from timm_mix.train.settings.model import ModelSettings
 from timm_mix.train.settings.task import TaskSettings
@@ -107,16 +107,16 @@ def steps_per_epoch(images: DataSettings, num_images: int, processes: int = 1) -
 
 def _step_flops(wanted: ModelSettings, task: TaskSettings, num_classes: int) -> tuple[str, int, float]:
     """The plain network behind the model, its FLOPs for one image, and the model's step over the plain one's."""
-    shared = {"num_classes": num_classes, "in_chans": wanted.in_chans}
-    model: Any = _on_meta(wanted.name, **shared, **wanted.model_kwargs)
+    args = {**wanted.model_kwargs, **input_args(wanted, wanted.name)}
+    model: Any = _on_meta(wanted.name, num_classes=num_classes, **args)
     name = getattr(model, "backbone", None)
     size = tuple(data_config_of(wanted, model)["input_size"])
     image = torch.empty(1, *size, device="meta")
     if not isinstance(name, str) or not hasattr(model, "num_members"):  # a plain network
         plain = _count_flops(model, image)
         return wanted.name, plain, _of_the_task(task, model, image, plain)
-    kwargs = {key: value for key, value in wanted.model_kwargs.items() if key not in _OF_THE_WRAPPER}
-    plain = _count_flops(_on_meta(name, **shared, **kwargs), image)
+    kwargs = {key: value for key, value in args.items() if key not in _OF_THE_WRAPPER}
+    plain = _count_flops(_on_meta(name, num_classes=num_classes, **kwargs), image)
     if isinstance(model, SplitNet):  # its parts are alike
         return name, plain, model.num_members * _count_flops(model.subnets[0], image) / plain
     members = image[:, None].expand(-1, model.num_members, -1, -1, -1)

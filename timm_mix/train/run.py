@@ -27,11 +27,12 @@ from timm_mix.train.loop.build import (
     build_optimizer,
     build_schedule,
     build_task,
-    data_config_of,
+    read_as,
 )
 from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.loop.guards import check_classes, check_sigmoids
 from timm_mix.train.loop.member_parallel import MemberParallel
+from timm_mix.train.loop.network import data_config_of, try_an_image
 from timm_mix.train.loop.parallel import DataParallel, join_after_restart
 from timm_mix.train.loop.trackers import tracker_of
 from timm_mix.train.loop.trainer import Trainer
@@ -104,7 +105,9 @@ def train(
     if data.multi_label:
         _check_multi_label(config, model)
     data_config = data_config_of(config.model, model)
+    read_as(data, data_config["input_size"][0])
     model.to(accelerator.device)
+    try_an_image(config.model, model, data_config)
     if config.model.channels_last:
         model.to(memory_format=torch.channels_last)
     trainer = _trainer(config, accelerator, parallel, model, data, data_config, make_task)

@@ -80,14 +80,17 @@ MISTAKES = {
         ["--model", "local-dir:{root}/two names", "--keep-head"],
         "keep_head needs a name for each class, local-dir:.*two names has 2 names: drop it",
     ),
-    "five channels": (["--in-chans", "5"], "images have 1 or 3 channels, --in-chans asks for 5: give --in-chans 3"),
+    "five channels": (
+        ["--in-chans", "5"],
+        "32 x 32 x 3, the network takes 5 channels",
+    ),
     "a model of five channels": (
         ["--model", "local-dir:{root}/five channels"],
-        "images have 1 or 3 channels, local-dir:.* asks for 5: give --in-chans 3",
+        "32 x 32 x 3, the network takes 5 channels",
     ),
     "a size that is too small": (
         ["--model", "mixmo", "--model-kwargs", "backbone=densenet121", "--no-pretrained", "--img-size", "8"],
-        r"cannot run mixmo on images of 8 pixels \(see --img-size\): ",
+        r"cannot run mixmo on images of 3 x 8 x 8 \(see --img-size, --input-size\): ",
     ),
     "no data": (["--data-dir", "{root}/nowhere"], "--data-dir wants a folder of images, .*nowhere is not there"),
     "no images": (["--data-dir", "{root}/empty"], "no folder of validation images|must hold one folder of images"),

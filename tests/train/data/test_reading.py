@@ -103,7 +103,8 @@ def test_a_palette_with_transparency_keeps_its_colours_and_pillow_its_warning(tm
 @pytest.mark.parametrize("ending", [ending for ending in ENDINGS if ending != ".avif"])  # not every Pillow writes it
 def test_training_and_evaluation_find_images_of_every_format(ending, tmp_path):
     write_images(tmp_path / "train", {"ant": 1, "bee": 1})
-    Image.new("L", (4, 4), 200).convert("1" if ending == ".pbm" else "L").save(tmp_path / f"x{ending}")
+    image = Image.new("L", (4, 4), 200).convert("1" if ending == ".pbm" else "L")
+    np.save(tmp_path / "x.npy", np.asarray(image)) if ending == ".npy" else image.save(tmp_path / f"x{ending}")
     shutil.move(tmp_path / f"x{ending}", tmp_path / "train" / "ant" / f"x{ending.upper()}")
     dataset = open_dataset("", tmp_path, "train")
     assert len(dataset) == 3

@@ -18,8 +18,8 @@ from timm_mix.train.loop.build import (
     build_model,
     build_optimizer,
     build_schedule,
-    data_config_of,
 )
+from timm_mix.train.loop.network import data_config_of
 from timm_mix.train.settings.config import parse_config
 
 pytestmark = pytest.mark.slow

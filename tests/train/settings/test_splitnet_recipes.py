@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 import timm_mix.models  # noqa: F401
 from timm_mix.train.cost import steps_per_epoch
-from timm_mix.train.loop.build import Data, build_schedule, data_config_of
+from timm_mix.train.loop.build import Data, build_schedule
+from timm_mix.train.loop.network import data_config_of
 from timm_mix.train.settings.config import parse_config
 
 pytestmark = pytest.mark.slow

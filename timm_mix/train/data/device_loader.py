@@ -87,6 +87,8 @@ def load_images(
     if isinstance(dataset, IterableDataset):
         raise UsageError("device_loader needs data that can be read by index, got a streamed dataset: drop it")
     dataset.transform = v2.Compose([ResizeIfNeeded(size, interpolation), v2.PILToTensor()])  # type: ignore[attr-defined]
+    if channels not in (1, 3):
+        raise UsageError(f"device_loader keeps images of 1 or 3 channels, the network takes {channels}: drop it")
     device, count = torch.device(device), len(dataset)  # type: ignore[arg-type]
     found = len(dataset[0][0]) if count else channels
     if found not in (1, channels):

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from timm_mix.train.errors import UsageError
+from timm_mix.train.settings.model import ImageMode
 
 __all__ = ["EVAL_SPLITS", "IMAGE_SIZE", "TRAIN_SPLITS", "Digits", "split_indices"]
 
@@ -42,7 +43,7 @@ class Digits(Dataset):
     (360, (32, 32), ['0', '1', '2'])
     """
 
-    def __init__(self, split: str, transform: Callable[[Image.Image], Any] | None = None, mode: str = "RGB"):
+    def __init__(self, split: str, transform: Callable[[Image.Image], Any] | None = None, mode: ImageMode = "RGB"):
         wanted = _split_index(split)
         images, targets = _load_scans()
         chosen = split_indices(targets, NUM_VALIDATION, seed=SPLIT_SEED)[wanted]
@@ -56,6 +57,8 @@ class Digits(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        if isinstance(self.mode, int):
+            raise UsageError(f"the digits have 1 or 3 channels, the network takes {self.mode}: give --in-chans 1 or 3")
         image = Image.fromarray(self._images[index]).convert(self.mode)
         return (image if self.transform is None else self.transform(image)), int(self.targets[index])
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 from timm_mix.train.data.digits import EVAL_SPLITS, TRAIN_SPLITS
 from timm_mix.train.data.reading import ENDINGS, decode, find_fault, unreadable
 from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.settings.model import ImageMode
 
 __all__ = ["ImageFiles", "find_unreadable", "open_image_folder"]
 
@@ -33,7 +35,7 @@ class ImageFiles(Dataset):
         files: one path per sample.
         targets: [n] int64, the label of each, or [n, K] float32, 1 for every label that it has.
         classes: the names of the classes by label.
-        mode: PIL mode that every image is converted to.
+        mode: PIL mode that every image is converted to, or its number of channels.
     Raises:
         UsageError: on access, a file that cannot be read.
 
@@ -44,7 +46,7 @@ class ImageFiles(Dataset):
     ((7, 5), 'RGB', 'cat')
     """
 
-    def __init__(self, files: Sequence[Path], targets: np.ndarray, classes: list[str], mode: str = "RGB"):
+    def __init__(self, files: Sequence[Path], targets: np.ndarray, classes: list[str], mode: ImageMode = "RGB"):
         self.files, self.targets, self.classes, self.mode = list(files), targets, classes, mode
         self.transform: Callable[[Image.Image], Any] | None = None
 
@@ -83,7 +85,7 @@ def open_image_folder(
     val_split: str = "validation",
     val_fraction: float | None = None,
     seed: int = 0,
-    mode: str = "RGB",
+    mode: ImageMode = "RGB",
 ) -> tuple[ImageFiles, ImageFiles, Counter[str]]:
     """Open training and validation images.
 
@@ -93,7 +95,7 @@ def open_image_folder(
         train_split, val_split: names of the folders; the usual ones stand for their synonyms.
         val_fraction: share of each class to hold back, at least one image and never all.
         seed: draws which ones.
-        mode: "RGB", or "L" for networks of one channel; every image is converted.
+        mode: "RGB", or "L" for networks of one channel: every image is converted; a number: they must have so many.
     Returns:
         training images, validation images, and the number of files by ending that are no images.
     Raises:
@@ -127,7 +129,7 @@ def open_image_folder(
     return one, two, left_out
 
 
-def find_unreadable(files: Sequence[Path], threads: int = 1) -> list[str]:
+def find_unreadable(files: Sequence[Path], threads: int = 1, mode: ImageMode = "RGB") -> list[str]:
     """Decode every file; one line for each that cannot be used.
 
     >>> Image.new("RGB", (8, 8)).save("whole.png")
@@ -136,7 +138,7 @@ def find_unreadable(files: Sequence[Path], threads: int = 1) -> list[str]:
     ['torn.png is no image that can be read (no image format that Pillow knows): replace or remove it']
     """
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return [fault for fault in pool.map(find_fault, files) if fault is not None]
+        return [fault for fault in pool.map(partial(find_fault, mode=mode), files) if fault is not None]
 
 
 def _find_splits(root: Path, train_split: str, val_split: str) -> tuple[Path, Path | None]:

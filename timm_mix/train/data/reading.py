@@ -1,6 +1,8 @@
 """Images as training and evaluation read them: each one that a data set lists, or an error that names it.
 
-timm's own data set shows the next image in the place of one that it cannot read.
+timm's own data set shows the next image in the place of one that it cannot read. A mode is PIL's, "RGB" or "L", to
+which every image is converted; or a number of channels, which the images must have, and that gives tensors (see
+`timm_mix.train.data.bands`).
 """
 
 import os
@@ -9,18 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset, default_collate
 
+from timm_mix.train.data.bands import is_array, read_array, read_bands, to_bands
 from timm_mix.train.errors import UsageError
+from timm_mix.train.settings.model import ImageMode
 
 __all__ = [
     "ENDINGS",
     "FaultyBatch",
     "StrictImages",
     "Unreadable",
+    "as_mode",
     "check_regular",
     "collate",
     "decode",
@@ -31,7 +38,7 @@ __all__ = [
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".npy"),
 )
 _OF_SOURCE = ("reader", "classes", "targets", "labels", "samples", "filename")
 
@@ -41,7 +48,7 @@ class StrictImages(Dataset):
 
     Args:
         source: gives PIL images and labels; its own `transform` is None.
-        mode: PIL mode that every image of a timm reader is converted to.
+        mode: PIL mode that every image is converted to, or its number of channels.
     Attributes:
         reader, classes, targets, labels, samples, filename: the source's, where it has them.
     Raises:
@@ -55,7 +62,7 @@ class StrictImages(Dataset):
     timm_mix.train.errors.UsageError: shots/cat/0.png is no image that can be read (no image format that Pillow ...
     """
 
-    def __init__(self, source: Any, mode: str = "RGB"):
+    def __init__(self, source: Any, mode: ImageMode = "RGB"):
         self.source, self.mode = source, mode
         self.transform: Callable[[Image.Image], Any] | None = None
 
@@ -76,7 +83,7 @@ class StrictImages(Dataset):
             raise UsageError(unreadable(self._name(index), error)) from error
         return (image if self.transform is None else self.transform(image)), target
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
+    def _read(self, index: int) -> tuple[Any, int]:
         if isinstance(self.source, ImageDataset):
             if isinstance(self.source.reader, ReaderImageFolder):
                 check_regular(self.source.reader.samples[index][0])
@@ -85,6 +92,7 @@ class StrictImages(Dataset):
                 image = decode(file, self.mode)
         else:
             image, target = self.source[index]
+            image = as_mode(image, self.mode)
         return image, -1 if target is None else int(target)
 
     def _name(self, index: int) -> str:
@@ -95,23 +103,25 @@ class StrictImages(Dataset):
             return f"image number {index}" if samples is None else str(samples[index][0])
 
 
-def decode(file: Path | IO[bytes], mode: str) -> Image.Image:
-    """A file's image in this PIL mode.
+def decode(file: Path | IO[bytes], mode: ImageMode) -> Any:
+    """A file's image in this mode: of PIL, or [C, H, W] float32.
 
     Raises:
-        ValueError: more than 8 bits per channel. Other errors are Pillow's.
+        ValueError: more than 8 bits per channel for a mode of PIL; what `read_bands` raises. Other errors are Pillow's.
 
     >>> Image.new("L", (7, 5), 128).save("grey.png")
     >>> decode(Path("grey.png"), "RGB").getpixel((0, 0))
     (128, 128, 128)
     """
-    if isinstance(file, Path):
+    if isinstance(file, str | Path):
         check_regular(file)
+    if isinstance(mode, int):
+        return read_bands(file, mode)
+    if is_array(file):
+        return _picture(read_array(file)).convert(mode)
     with Image.open(file) as image:
         _check_depth(image)
-        if image.mode == "P" and mode == "RGB" and "transparency" in image.info:
-            return image.convert("RGBA").convert("RGB")  # the same colours, without Pillow's warning
-        return image.convert(mode)
+        return as_mode(image, mode)
 
 
 def check_regular(path: str | Path) -> None:
@@ -129,7 +139,33 @@ def check_regular(path: str | Path) -> None:
         raise OSError("it is no regular file")
 
 
-def find_fault(path: Path) -> str | None:
+def as_mode(image: Any, mode: ImageMode) -> Any:
+    """An image of PIL in this mode; what is a tensor stays one.
+
+    >>> as_mode(Image.new("RGBA", (7, 5)), 4).shape
+    torch.Size([4, 5, 7])
+    """
+    if not isinstance(image, Image.Image):
+        return image
+    if isinstance(mode, int):
+        return to_bands(np.asarray(image), mode)
+    if image.mode == "P" and mode == "RGB" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")  # the same colours, without Pillow's warning
+    return image.convert(mode)
+
+
+def _picture(array: np.ndarray) -> Image.Image:
+    """An array of 8 bits, in grey or colour, channels first or last."""
+    if array.dtype != np.uint8:
+        raise ValueError(f"an array of {array.dtype}, wanted uint8 for 1 or 3 channels")
+    if array.ndim == 3 and array.shape[2] not in (1, 3) and array.shape[0] in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        raise ValueError(f"an array of the shape {' x '.join(map(str, array.shape))}, wanted 1 or 3 channels")
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
+
+
+def find_fault(path: Path, mode: ImageMode = "RGB") -> str | None:
     """What is wrong with a file, if it cannot be read.
 
     >>> written = Path("torn.png").write_text("half an image")
@@ -138,6 +174,9 @@ def find_fault(path: Path) -> str | None:
     """
     try:
         check_regular(path)
+        if isinstance(mode, int) or is_array(path):
+            decode(path, mode)
+            return None
         with Image.open(path) as image:
             _check_depth(image)
             image.draft("RGB", (64, 64))  # a JPEG is read to its end, but decoded at an eighth of its size
@@ -198,7 +237,8 @@ def read(dataset: Any, index: int) -> Any:
     try:
         return dataset[index]
     except UsageError as error:
-        black = Image.new(dataset.mode, (64, 64))
+        mode = dataset.mode
+        black = torch.zeros(mode, 64, 64) if isinstance(mode, int) else Image.new(mode, (64, 64))
         stand_in = black if dataset.transform is None else dataset.transform(black)
         return Unreadable(str(error), (stand_in, getattr(dataset, "no_label", 0)))
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, IterableDataset
 from timm_mix.train.data.digits import EVAL_SPLITS, TRAIN_SPLITS, Digits
 from timm_mix.train.data.reading import ENDINGS, StrictImages
 from timm_mix.train.errors import UsageError
+from timm_mix.train.settings.model import ImageMode
 
 __all__ = ["check_splits", "class_names", "is_stream", "open_dataset"]
 
@@ -45,7 +46,7 @@ def open_dataset(
     batch_size: int = 1,
     seed: int = 42,
     is_training: bool = False,
-    input_img_mode: str = "RGB",
+    input_img_mode: ImageMode = "RGB",
     **kw: Any,
 ) -> Dataset:
     """Open a dataset by timm's name; its `transform` attribute is None, to be set by the caller.
@@ -61,7 +62,7 @@ def open_dataset(
         batch_size: hint for the iterable datasets.
         seed: shuffle seed of the iterable datasets.
         is_training: lets the iterable datasets shuffle.
-        input_img_mode: PIL mode of the images; "torch/..." keeps its own.
+        input_img_mode: PIL mode of the images, or their number of channels, which streams do not have.
         **kw: further settings of `timm.data.create_dataset`.
     Raises:
         UsageError: the data cannot be opened; one line that says what was wanted, what was found and what to do.
@@ -78,6 +79,10 @@ def open_dataset(
         raise UsageError(f"class_map is for folders, tars, hfds, tfds and wds, got it for {name!r}: drop it")
     if prefix == "digits":
         return Digits(split, mode=input_img_mode)
+    if isinstance(input_img_mode, int) and is_stream(name):
+        raise UsageError(
+            f"the stream {name!r} gives 1 or 3 channels, the network takes {input_img_mode}: take a folder"
+        )
     if prefix == "folder":
         root = _find_split(_check_root(name, root), split)
     elif prefix == "torch":
@@ -85,7 +90,8 @@ def open_dataset(
         _check_root(name, root, exists=not download)
     elif prefix == "wds":
         _check_root(name, root, exists=False)
-    settings = {"class_map": class_map, "batch_size": batch_size, "seed": seed, "input_img_mode": input_img_mode}
+    settings = {"class_map": class_map, "batch_size": batch_size, "seed": seed}
+    settings["input_img_mode"] = "RGB" if isinstance(input_img_mode, int) else input_img_mode  # StrictImages reads them
     settings.update(search_split=False, download=download, is_training=is_training, **kw)
     timms_folder = prefix == "folder" and not target.lower().startswith("torch/") and Path(root or "").is_dir()
     if timms_folder:
@@ -100,7 +106,10 @@ def open_dataset(
         _check_folders(dataset.reader)
         if is_training and not class_map:
             _check_every_class(os.fspath(root or ""), dataset.reader.samples)
-    return dataset if isinstance(dataset, IterableDataset) else StrictImages(dataset, input_img_mode)
+    if isinstance(dataset, IterableDataset):
+        dataset.opened_as = input_img_mode  # type: ignore[attr-defined]
+        return dataset
+    return StrictImages(dataset, input_img_mode)
 
 
 def is_stream(name: str) -> bool:

@@ -32,6 +32,8 @@ STYLES = {
     },
     "none": {"interpolation"},
 }  # fmt: skip
+PICTURES = (1, 3)  # channels of what PIL holds; images of others are tensors
+OF_PICTURES = ("color_jitter", "auto_augment", "grayscale_prob")
 
 
 def small_image_transform(
@@ -52,6 +54,7 @@ def small_image_transform(
 ) -> v2.Compose:
     """The usual recipe for images of 32 to 64 pixels: padded random crop, flip, AutoAugment, random erasing.
 
+    Images are PIL's, or tensors [C, H, W] in [0, 1].
     Training: resize if the size differs - random crop from the padded image - flip - AutoAugment - to [0, 1] -
     normalise - erase. Evaluation: resize if the size differs - to [0, 1] - normalise.
 
@@ -73,7 +76,7 @@ def small_image_transform(
     Shapes: with C = len(mean)
         returns a callable: PIL image -> [C, H, W] float32.
     Raises:
-        UsageError: unknown auto_augment, pad_mode or interpolation.
+        UsageError: unknown auto_augment, pad_mode or interpolation; auto_augment for other than 1 or 3 channels.
 
     >>> transform = small_image_transform(16, mean=(0.5,) * 3, std=(0.25,) * 3, training=False)
     >>> transform(Image.new("RGB", (20, 20), "white")).unique()
@@ -89,6 +92,7 @@ def small_image_transform(
             steps.append(v2.RandomHorizontalFlip(hflip))
         if auto_augment is not None:
             _check_choice("auto_augment", auto_augment, AUTO_AUGMENT)
+            _check_pictures(len(mean), auto_augment=auto_augment)
             steps.append(v2.AutoAugment(AUTO_AUGMENT[auto_augment]))
         if re_prob > 0:
             finish.append(v2.RandomErasing(re_prob, re_scale, re_ratio, re_value))
@@ -102,8 +106,8 @@ def create_transform(
 
     Args:
         style: "small" (`small_image_transform`), "imagenet" (`timm.data.create_transform`: random resized crop, colour
-            jitter, timm's AutoAugment and RandAugment strings, ...) or "none" (in training, too, the evaluation
-            transform of "small": resize if the size differs, normalise).
+            jitter for 1 or 3 channels, timm's AutoAugment and RandAugment strings, ...) or "none" (in training, too,
+            the evaluation transform of "small": resize if the size differs, normalise).
         data_config: what `timm.data.resolve_data_config` gives: input_size [C, H, W], mean, std, interpolation,
             crop_pct, crop_mode (the last two are read by "imagenet" only).
         training: False gives the evaluation transform of the style.
@@ -127,6 +131,9 @@ def create_transform(
         if style != "imagenet":
             return small_image_transform(size[-2:], mean, std, training=training and style == "small", **base)
         erase = {name: tuple(base[name]) for name in ("re_scale", "re_ratio") if name in base}
+        _check_pictures(size[0], **{name: given.get(name) for name in OF_PICTURES})
+        if size[0] not in PICTURES:
+            base["color_jitter"] = None
         lighting = Lighting(base.pop("lighting"), size[0]) if "lighting" in base else None
         timms = {**crop, **{name: value for name, value in base.items() if name not in erase}}
         made = timm.data.create_transform(input_size=size, is_training=training, mean=mean, std=std, **timms)
@@ -193,7 +200,7 @@ class Lighting:
 
 
 class ResizeIfNeeded:
-    """Resize a PIL image to exactly (H, W), aspect not kept; an image of that size passes untouched.
+    """Resize a PIL image, or [C, H, W], to exactly (H, W), aspect not kept; one of that size passes untouched.
 
     >>> ResizeIfNeeded((5, 7), "bilinear")(Image.new("RGB", (20, 20))).size  # PIL: width, height
     (7, 5)
@@ -209,8 +216,9 @@ class ResizeIfNeeded:
         self.size = size
         self.resize = v2.Resize(size, interpolation=mode)
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image if (image.height, image.width) == self.size else self.resize(image)
+    def __call__(self, image: Any) -> Any:
+        size = tuple(image.shape[-2:]) if isinstance(image, torch.Tensor) else (image.height, image.width)
+        return image if size == self.size else self.resize(image)
 
     def __repr__(self) -> str:
         return f"ResizeIfNeeded{self.size}"
@@ -229,6 +237,13 @@ def _given_options(style: str, options: Mapping[str, Any]) -> dict[str, Any]:
             where = f"it belongs to {' and '.join(owners)}" if owners else "no style has it"
             raise UsageError(f"the transform style {style!r} has no option {name} (got {value!r}): drop it, {where}")
     return given
+
+
+def _check_pictures(channels: int, **given: Any) -> None:
+    """What changes colours, or goes through PIL, is for images in grey or colour; 0 and None stand for nothing."""
+    for name, value in given.items():
+        if value and channels not in PICTURES:
+            raise UsageError(f"{name} is for images of 1 or 3 channels, the network takes {channels}: drop it")
 
 
 def _check_choice(name: str, given: str, choices: Any) -> None:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 from timm_mix.models import reduce_members
-from timm_mix.train.data.reading import Unreadable, read
+from timm_mix.train.data.reading import Unreadable, as_mode, read
 from timm_mix.train.errors import UsageError, user_errors
+from timm_mix.train.settings.model import ImageMode
 
 __all__ = ["Network", "PixelDataset", "collect", "create_accelerator", "create_loader"]
 
@@ -127,7 +127,7 @@ class PixelDataset(Dataset):
     Args:
         source: a data set of PIL images and labels, a class or [K]; see `timm_mix.train.data.reading`.
         to_pixels: PIL image -> [C, H, W] in [0, 1].
-        mode: PIL mode of the images.
+        mode: PIL mode of the images, or their number of channels.
         corruption: (image [H, W, C] uint8, index) -> the same.
 
     >>> from torchvision.transforms.functional import to_tensor
@@ -139,8 +139,8 @@ class PixelDataset(Dataset):
     def __init__(
         self,
         source: Dataset,
-        to_pixels: Callable[[Image.Image], Tensor],
-        mode: str = "RGB",
+        to_pixels: Callable[[Any], Tensor],
+        mode: ImageMode = "RGB",
         corruption: Callable[[np.ndarray, int], np.ndarray] | None = None,
     ):
         self.source, self.to_pixels, self.mode, self.corruption = source, to_pixels, mode, corruption
@@ -153,7 +153,7 @@ class PixelDataset(Dataset):
         if isinstance(sample, Unreadable):
             return sample
         image, label = sample
-        pixels = self.to_pixels(image.convert(self.mode))
+        pixels = self.to_pixels(as_mode(image, self.mode))
         if self.corruption is not None:
             grid = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
             pixels = torch.from_numpy(self.corruption(grid, index)).permute(2, 0, 1).float() / 255

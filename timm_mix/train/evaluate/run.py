@@ -71,6 +71,8 @@ class Evaluation:
         if self.multi_label:
             _check_multi_label(config.measured, self.subject)
         self.images.mode = self.subject.mode  # type: ignore[attr-defined]
+        if isinstance(self.subject.mode, int) and (config.measured.corruptions or config.measured.corruptions_dir):
+            raise UsageError(f"corruptions are for 1 or 3 channels, the model takes {self.subject.mode}: drop them")
         self.network = Network(
             self.subject.model,
             self.subject.data_config,

@@ -20,7 +20,7 @@ from timm_mix.train.settings.text import parse_flags
 __all__ = ["Evaluated", "ImagesOf", "Measured", "ValidateConfig", "parse_validate"]
 
 # of these None means: as the checkpoint's run had it, else as the model says
-_LIKE_TRAINING = ("in_chans", "img_size", "mean", "std", "interpolation", "crop_pct", "aug")
+_LIKE_TRAINING = ("in_chans", "img_size", "input_size", "mean", "std", "interpolation", "crop_pct", "aug")
 _PIXELS = Range("lie in [0, 255]", lambda value: 0 <= value <= 255)
 
 
@@ -47,6 +47,7 @@ class Evaluated:
     )
     in_chans: int | None = like(ModelSettings, "in_chans")
     img_size: int | None = like(ModelSettings, "img_size")
+    input_size: tuple[int, ...] | None = like(ModelSettings, "input_size")
     mean: Floats | None = like(ModelSettings, "mean")
     std: Floats | None = like(ModelSettings, "std")
     interpolation: str | None = like(ModelSettings, "interpolation")

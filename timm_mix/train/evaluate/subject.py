@@ -1,7 +1,7 @@
 """What an evaluation needs: the images, the model with its weights, and how the model wants its images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ from timm_mix.train.data.transforms import create_transform
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.evaluate.held_back import held_back, open_held_back
 from timm_mix.train.evaluate.settings import Evaluated, ImagesOf
-from timm_mix.train.loop.build import build_model, data_config_of
+from timm_mix.train.loop.build import build_model
+from timm_mix.train.loop.network import data_config_of, fitted, try_an_image
 from timm_mix.train.settings.config import Config
-from timm_mix.train.settings.model import ModelSettings
+from timm_mix.train.settings.model import ImageMode, ModelSettings, mode_of
 
 __all__ = ["Subject", "fold", "open_images", "open_subject", "pixel_transform"]
 
 _OWN_CONFIG = ("local-dir:", "hf-hub:", "hf_hub:")  # such a name brings the weights, too
 _FROM_RUN = (
-    *("model", "model_kwargs", "num_classes", "in_chans", "img_size", "mean", "std", "interpolation", "crop_pct"),
-    "aug",
+    *("model", "model_kwargs", "num_classes", "in_chans", "img_size", "input_size"),
+    *("mean", "std", "interpolation", "crop_pct", "aug", "bn_momentum", "bn_eps"),
 )
 
 
@@ -59,9 +60,9 @@ class Subject:
         return str(self.model.pretrained_cfg.get("architecture") or self.settings.model.name)  # type: ignore[operator,union-attr]
 
     @property
-    def mode(self) -> str:
-        """PIL mode of its images."""
-        return "L" if self.data_config["input_size"][0] == 1 else "RGB"
+    def mode(self) -> ImageMode:
+        """How its images are read."""
+        return mode_of(self.data_config["input_size"][0])
 
 
 def open_images(images: ImagesOf, model: Evaluated) -> tuple[Dataset, list[str] | None]:
@@ -128,10 +129,11 @@ def open_subject(wanted: Evaluated, names: list[str] | None) -> Subject:
     elif classes is None and not settings.model.pretrained and names is not None:
         classes = len(names)
     model: Any = build_model(settings.model, classes)
-    _load(model, state, wanted.checkpoint)
+    _load(model, state, wanted.checkpoint, None if content is None else _size_of_run(content))
     _check_heads(model, wanted, settings.model)
     _check_classes(model, names, settings.model.name)
     data_config = data_config_of(settings.model, model)
+    try_an_image(settings.model, model, data_config)
     return Subject(model, settings, data_config, model.num_classes, weights)
 
 
@@ -183,8 +185,13 @@ def _settings(wanted: Evaluated, content: dict[str, Any] | None) -> Config:
     settings["initial_checkpoint"] = wanted.initial_checkpoint
     if wanted.num_classes is not None:
         settings["num_classes"] = wanted.num_classes
+    given = wanted.like_training
     with user_errors("use the checkpoint's settings"):
-        return Config.of(**{**settings, **wanted.like_training})
+        asked = ModelSettings(**{name: given.pop(name, None) for name in ("in_chans", "img_size", "input_size")})
+        config = Config.of(**{**settings, **given})
+        if asked.channels is None and asked.size is None:
+            return config
+        return replace(config, model=config.model.sized(asked.channels, asked.size))
 
 
 def _weights(wanted: Evaluated, content: dict[str, Any] | None) -> tuple[dict[str, Tensor] | None, str]:
@@ -225,13 +232,24 @@ def _classes_of(settings: ModelSettings, state: dict[str, Tensor] | None) -> int
     return None if weight is None else len(weight)
 
 
-def _load(model: nn.Module, state: dict[str, Tensor] | None, file: str | None) -> None:
+def _size_of_run(content: dict[str, Any]) -> tuple[int, int] | None:
+    run = content["config"]
+    known = {name: run[name] for name in ("img_size", "input_size", "model_kwargs") if run.get(name) is not None}
+    return ModelSettings(**known).size
+
+
+def _load(
+    model: nn.Module, state: dict[str, Tensor] | None, file: str | None, source: tuple[int, int] | None = None
+) -> None:
+    """`source`: (H, W) of the images that the weights were trained on."""
     if state is None:
         return
     missing, unexpected = sorted(set(model.state_dict()) - set(state)), sorted(set(state) - set(model.state_dict()))
     if missing or unexpected:
         odd = f"it lacks {missing[0]}" if missing else f"it has {unexpected[0]}, which the model lacks"
         raise UsageError(f"checkpoint {file} does not fit the model: {odd}; give the --model of its run")
+    with user_errors(f"fit checkpoint {file} to the model's image size and channels"):
+        state = fitted(model, state, source)
     for name, tensor in model.state_dict().items():
         if tensor.shape != state[name].shape:
             raise UsageError(

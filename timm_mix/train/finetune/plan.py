@@ -25,10 +25,11 @@ from timm_mix.train.data.sources import FOLDER_NAMES
 from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.finetune.freezing import freeze, hold_in_eval
 from timm_mix.train.finetune.settings import SUITED, FinetuneConfig, FinetuneSettings
-from timm_mix.train.loop.build import Data, build_data, build_task, data_config_of, labelled_data
+from timm_mix.train.loop.build import Data, build_data, build_task, labelled_data
 from timm_mix.train.loop.criterion import build_criterion
+from timm_mix.train.loop.network import data_config_of
 from timm_mix.train.settings.data import DataSettings
-from timm_mix.train.settings.model import ModelSettings
+from timm_mix.train.settings.model import ImageMode, ModelSettings
 from timm_mix.train.settings.task import PLAIN, TaskSettings
 
 __all__ = ["MembersTask", "make_task", "open_data", "prepare_model", "recalibrate", "settle"]
@@ -50,14 +51,12 @@ def settle(config: FinetuneConfig) -> FinetuneConfig:
     weights = model.pretrained and (source is not None or timm.is_model_pretrained(_weights_of(model, name)))
     settings: dict[str, Any] = {"pretrained": weights and model.initial_checkpoint is None}
     with user_errors(f"create model {model.name!r}"):
-        asked = {"img_size": model.img_size} if model.img_size else {}
-        wanted = resolve_model_input_args(model.name, asked, in_chans=model.in_chans, **model.model_kwargs)
+        asked = {"img_size": model.size} if model.size else {}
+        args = {**model.model_kwargs, "in_chans": model.channels}
+        wanted = resolve_model_input_args(model.name, asked, **args)
     channels = wanted.get("in_chans") or (wanted["pretrained_cfg"].get("input_size") or (3,))[0]
-    if channels not in (1, 3):
-        given = "--in-chans" if model.in_chans else model.name
-        raise UsageError(f"images have 1 or 3 channels, {given} asks for {channels}: give --in-chans 3")
-    if channels == 1:
-        settings["in_chans"] = 1
+    if channels != 3 and model.channels is None:
+        settings |= {name: getattr(model.sized(channels, None), name) for name in ("in_chans", "input_size")}
     settings["model_kwargs"] = _built_with(model, wanted)
     if weights or model.initial_checkpoint is not None:
         settings["mix"] = {**SUITED.get(config.task.name, {}), **config.task.mix}
@@ -135,7 +134,7 @@ def open_data(images: DataSettings, model: ModelSettings, wanted: FinetuneSettin
     """
     if images.labels_csv is not None:
         data = labelled_data(images, model, val_fraction=wanted.val_fraction, seed=seed)
-        return _checked(data, wanted, images.workers)
+        return _checked(data, wanted, images.workers, model.image_mode)
     if images.dataset not in FOLDER_NAMES or str(images.data_dir).endswith(".tar") or images.class_map:
         if wanted.val_fraction is not None:
             raise UsageError(
@@ -156,27 +155,29 @@ def open_data(images: DataSettings, model: ModelSettings, wanted: FinetuneSettin
         raise UsageError(f"the data have {len(train.classes)} classes, got --num-classes {model.num_classes}; drop it")
     if not len(validation):
         raise UsageError(f"{images.data_dir} holds no validation images: add some, or give a larger --val-fraction")
-    data = _checked(Data(train, validation, train.classes, len(train.classes)), wanted, images.workers)
+    data = _checked(
+        Data(train, validation, train.classes, len(train.classes)), wanted, images.workers, model.image_mode
+    )
     if left_out:
         endings = ", ".join(f"{count} {ending}" for ending, count in left_out.most_common(5))
         _say(f"left out as no images: {endings}")
     return data
 
 
-def _checked(data: Data, wanted: FinetuneSettings, threads: int) -> Data:
+def _checked(data: Data, wanted: FinetuneSettings, threads: int, mode: ImageMode) -> Data:
     """Every image has been read, if that is wanted."""
     train: Any = data.train
     validation: Any = data.validation
     if wanted.check_images:
-        _refuse_unreadable(train.files + validation.files, threads)
+        _refuse_unreadable(train.files + validation.files, threads, mode)
     _say(f"{len(train):,} training and {len(validation):,} validation images of {data.num_classes} classes")
     return data
 
 
-def _refuse_unreadable(files: list[Path], threads: int) -> None:
+def _refuse_unreadable(files: list[Path], threads: int, mode: ImageMode) -> None:
     """Every process reads its share, all of them hear of every fault."""
     state = PartialState()
-    faults = gather_object(find_unreadable(files[state.process_index :: state.num_processes], threads))
+    faults = gather_object(find_unreadable(files[state.process_index :: state.num_processes], threads, mode))
     if faults:
         raise UsageError(faults[0] + (f" (and {len(faults) - 1} more such files)" if len(faults) > 1 else ""))
 
@@ -185,7 +186,7 @@ def prepare_model(wanted: FinetuneSettings, source: ModelSettings, model: nn.Mod
     """New heads for the data's classes on every member, then what is frozen; in place.
 
     Raises:
-        UsageError: the model does not take images of that size, heads that cannot be kept, stages that it has not.
+        UsageError: heads that cannot be kept, stages that it has not.
 
     >>> source = ModelSettings(name="test_resnet")
     >>> model = timm.create_model("test_resnet", num_classes=2)
@@ -193,7 +194,6 @@ def prepare_model(wanted: FinetuneSettings, source: ModelSettings, model: nn.Mod
     >>> model = prepare_model(FinetuneSettings(linear_probe=True), source, model, data)
     test_resnet from random weights: 372,882 parameters, 194 of them learn
     """
-    _try_an_image(source, model)
     if source.pretrained or source.initial_checkpoint is not None:
         if wanted.keep_head:
             _check_kept_head(source, model, data)
@@ -210,14 +210,6 @@ def prepare_model(wanted: FinetuneSettings, source: ModelSettings, model: nn.Mod
         freeze(model, wanted.freeze)
     _say(_summary(source, model))
     return model
-
-
-def _try_an_image(source: ModelSettings, model: nn.Module) -> None:
-    size = tuple(data_config_of(source, model)["input_size"])
-    training = model.training
-    with user_errors(f"run {source.name} on images of {size[-1]} pixels (see --img-size)"), torch.no_grad():
-        model.eval()(torch.zeros(1, *size))
-    model.train(training)
 
 
 def _check_kept_head(source: ModelSettings, model: Any, data: Data) -> None:

@@ -12,11 +12,10 @@ from timm_mix.train.errors import UsageError, user_errors
 from timm_mix.train.files import check_archive
 from timm_mix.train.finetune.settings import FinetuneSettings
 from timm_mix.train.loop.build import build_model
+from timm_mix.train.loop.network import FOREIGN, fitted
 from timm_mix.train.settings.model import ModelSettings
 
 __all__ = ["open_model"]
-
-_FOREIGN = (".npz", ".npy")  # of which only the network itself knows the names
 
 
 def open_model(wanted: FinetuneSettings, source: ModelSettings, num_classes: int, **more: Any) -> nn.Module:
@@ -33,7 +32,7 @@ def open_model(wanted: FinetuneSettings, source: ModelSettings, num_classes: int
     5
     """
     file = source.initial_checkpoint
-    if file is None or not Path(file).is_file() or Path(file).suffix in _FOREIGN:
+    if file is None or not Path(file).is_file() or Path(file).suffix in FOREIGN:
         return build_model(source, num_classes, **more)
     check_archive(file)
     model: Any = build_model(dataclasses.replace(source, initial_checkpoint=None), num_classes, **more)
@@ -43,8 +42,7 @@ def open_model(wanted: FinetuneSettings, source: ModelSettings, num_classes: int
             raise UsageError(
                 f"keep_head needs heads, parts that start from the plain {model.backbone} have none: drop it"
             )
-        if hasattr(model, "convert_plain") and is_plain(state, model):
-            state = model.convert_plain(state)
+        state = fitted(model, state)
         heads = tuple(f"{name}." for name in _names(model.pretrained_cfg.get("classifier")))
         own = model.state_dict()
         others = {key for key in own if key.startswith(heads) and key in state and len(state[key]) != len(own[key])}

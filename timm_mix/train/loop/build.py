@@ -8,20 +8,21 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import Mixup, resolve_data_config
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.optim._optim_factory import optimizer_kwargs
 from timm.scheduler import MultiStepLRScheduler
 from timm.scheduler.scheduler_factory import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask, TrainingTask
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 import timm_mix
 from timm_mix.announced import checked_announcements
 from timm_mix.functional.splitnet import divided_weight_decay
 from timm_mix.hub import local_name
 from timm_mix.mixers import create_mixer
+from timm_mix.models import set_batch_norm
 from timm_mix.models.splitnet import SplitNet
 from timm_mix.tasks.mixer import MixerTask
 from timm_mix.train.data.device_loader import create_device_loaders, device_augmentation
@@ -34,10 +35,11 @@ from timm_mix.train.files import check_archive
 from timm_mix.train.loop.block_groups import BlockSchedule, GroupsOf, own_block_group
 from timm_mix.train.loop.criterion import build_criterion
 from timm_mix.train.loop.floor import FlooredSchedule
+from timm_mix.train.loop.network import batch_norm_args, input_args, load_file
 from timm_mix.train.memory import check_images, check_network
 from timm_mix.train.settings.augment import AugmentSettings
 from timm_mix.train.settings.data import DataSettings
-from timm_mix.train.settings.model import ModelSettings
+from timm_mix.train.settings.model import ModelSettings, mode_of
 from timm_mix.train.settings.optimise import OptimiseSettings
 from timm_mix.train.settings.task import PLAIN, TaskSettings
 from timm_mix.views import Views
@@ -51,8 +53,8 @@ __all__ = [
     "build_optimizer",
     "build_schedule",
     "build_task",
-    "data_config_of",
     "labelled_data",
+    "read_as",
 ]
 
 
@@ -131,6 +133,25 @@ def labelled_data(images: DataSettings, model: ModelSettings, **held_back: Any) 
     return Data(train, validation, train.classes, known)
 
 
+def read_as(data: Data, channels: int) -> None:
+    """Let both splits give images of as many channels as the network takes; in place.
+
+    Raises:
+        UsageError: a stream, which was opened for others.
+
+    >>> from timm_mix.train.data.digits import Digits
+    >>> data = Data(Digits("train"), Digits("validation"), names=None, num_classes=10)
+    >>> read_as(data, channels=1)
+    >>> data.train[0][0].mode
+    'L'
+    """
+    for split in (data.train, data.validation):
+        if hasattr(split, "mode"):
+            split.mode = mode_of(channels)
+        elif isinstance(split, IterableDataset) and getattr(split, "opened_as", mode_of(channels)) != mode_of(channels):
+            raise UsageError(f"the network takes {channels} channels, a stream must know it first: give --in-chans")
+
+
 def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> nn.Module:
     """timm.create_model with the settings of the recipe, and `more`; an error is one line.
 
@@ -144,7 +165,6 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
         wanted = wanted.without_weights
     kwargs: dict[str, Any] = {
         "num_classes": num_classes,
-        "in_chans": wanted.in_chans,
         "drop_rate": wanted.drop,
         "drop_path_rate": wanted.drop_path,
         **wanted.model_kwargs,
@@ -158,43 +178,20 @@ def build_model(wanted: ModelSettings, num_classes: int | None, **more: Any) -> 
         check_archive(wanted.initial_checkpoint)
     with user_errors(f"create model {wanted.name!r}"), checked_announcements():
         name = local_name(wanted.name)  # what comes from the Hub is checked before it is built
+        known, unknown = batch_norm_args(wanted, name)
+        kwargs |= input_args(wanted, name) | known
         if more.get("device") == "meta":
             return timm.create_model(name, **kwargs)
         if wanted.model_kwargs.get("features_only"):
             raise UsageError(f"features_only makes no classifier of {wanted.name}; drop it")
         if wanted.model_kwargs or (num_classes or 0) > 100_000:  # else it is a size that someone has had
             check_network(build_model(wanted, num_classes, **{**more, "device": "meta"}), wanted.name)
-        model = timm.create_model(
-            name, pretrained=wanted.pretrained, checkpoint_path=wanted.initial_checkpoint, **kwargs
-        )
+        model = set_batch_norm(timm.create_model(name, pretrained=wanted.pretrained, **kwargs), **unknown)
+        if wanted.initial_checkpoint is not None:
+            load_file(model, wanted.initial_checkpoint)
         if wanted.grad_checkpointing:
-            model.set_grad_checkpointing(enable=True)
+            model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
     return model
-
-
-def data_config_of(wanted: ModelSettings, model: nn.Module) -> dict[str, Any]:
-    """timm's data config of the model, with the recipe's settings on top.
-
-    >>> wanted = ModelSettings(name="wrn16_2", img_size=64, in_chans=1)
-    >>> data_config = data_config_of(wanted, build_model(wanted, num_classes=5))
-    >>> data_config["input_size"], len(data_config["mean"])
-    ((1, 64, 64), 1)
-    """
-    names = ("in_chans", "img_size", "mean", "std", "interpolation", "crop_pct")
-    args = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}
-    channels = wanted.in_chans or (getattr(model, "pretrained_cfg", {}).get("input_size") or (3,))[0]
-    for name in ("mean", "std"):
-        if name in args and len(args[name]) not in (1, channels):
-            raise UsageError(f"{name} must be one number, or {channels} for the channels, got {len(args[name])}")
-    with user_errors("resolve the data settings"):
-        data_config = resolve_data_config(args, model=model)
-    if wanted.in_chans is not None:  # timm takes the channels of the weights' own images before those of the model
-        data_config["input_size"] = (wanted.in_chans, *data_config["input_size"][1:])
-    check_images(1, data_config["input_size"], "lower --img-size")
-    for name in ("mean", "std"):
-        if wanted.in_chans == 1:  # grey images: the colours' mean
-            data_config[name] = (sum(data_config[name]) / len(data_config[name]),)
-    return data_config
 
 
 def build_loaders(
@@ -213,6 +210,7 @@ def build_loaders(
     """Training and validation loaders of one process: DataLoader, or DeviceLoader with the images on `device`.
 
     >>> images, wanted = DataSettings(dataset="digits", workers=0), ModelSettings(name="wrn16_2")
+    >>> from timm_mix.train.loop.network import data_config_of
     >>> data_config = data_config_of(wanted, build_model(wanted, num_classes=10))
     >>> data = build_data(images, wanted, seed=42)
     >>> train, validation = build_loaders(images, AugmentSettings(aug="small"), data, data_config, seed=42, views=2)
