@@ -1,6 +1,6 @@
 # Each target makes its own .venv when it is missing and reuses it when it is not.
 #   make demo   make test   make test-oldest   make lint   make timm-suite   make benchmark   make chaos
-#   make ecosystem   make hub-matrix   make weights-check
+#   make ecosystem   make hub-matrix   make weights-check   make fuzz   make steady
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,8 @@ PYTHON_OLDEST ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/de
 OLDEST := .venv-oldest
 ECOSYSTEM := .venv-ecosystem
 
-.PHONY: demo test test-all test-oldest lint format timm-suite benchmark chaos ecosystem hub-matrix weights-check clean
+.PHONY: demo test test-all test-oldest lint format timm-suite benchmark chaos fuzz steady ecosystem hub-matrix \
+	weights-check clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed-%: pyproject.toml
@@ -56,6 +57,14 @@ benchmark: $(VENV)/.installed-dev
 # Runs that are killed, out of disk space or robbed of their newest checkpoint end like uninterrupted ones (minutes).
 chaos: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 PYTHONPATH=train_scripts $(BIN)/python tests/chaos.py
+
+# A table of what users get wrong: one line and status 2 for each, nothing hangs, nothing is changed (minutes).
+fuzz: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python tests/fuzz
+
+# Memory and open files of every task and mixer over 2,000 steps (minutes).
+steady: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/steady.py
 
 # Every family through a loopback Hub by both upload protocols, pushes killed at every request, faults that take minutes.
 hub-matrix: $(VENV)/.installed-dev

@@ -16,6 +16,7 @@ from script_runs import (
 from support.equality import assert_equal_tensors
 from support.trainer_runs import press_ctrl_c
 
+from timm_mix.train.errors import UsageError
 from timm_mix.train.loop.trainer import Trainer
 
 
@@ -56,6 +57,26 @@ def test_a_finished_run_that_is_resumed_trains_no_further(run, monkeypatch, tmp_
     again = run(*flags)
     assert again["epochs"] == first["epochs"]
     assert_equal_tensors(reloaded(tmp_path / "run").state_dict(), weights)
+
+
+def test_a_finished_run_goes_on_for_more_epochs_at_the_learning_rates_of_a_longer_one(run, capsys, tmp_path):
+    flags = [*TASKS["classification"], "--resume", "auto", "--sched-on-updates"]
+    short = run(*flags, "--epochs", "1")
+    capsys.readouterr()
+    longer = run(*flags, "--epochs", "3")
+    assert "the run of 1 epochs is finished and goes on to 3" in capsys.readouterr().out
+    assert longer["epochs"][0] == short["epochs"][0]
+    whole = run(*flags, "--epochs", "3", name="whole")
+    assert [row["lr"] for row in longer["epochs"][1:]] == [row["lr"] for row in whole["epochs"][1:]]
+    run(*flags, "--epochs", "3")
+    assert "the run is finished, it has 3 epochs; more --epochs go on with it" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_finished_keeps_its_length(run, interrupted):
+    flags = ["--task", "classification", *TASKS["classification"], "--resume", "auto", "--epochs", "3"]
+    interrupted("after an epoch", *flags)
+    with pytest.raises(UsageError, match="was made with epochs=3, got epochs=4"):
+        run(*flags, "--epochs", "4")
 
 
 def test_a_run_that_replaces_another_one_says_so(run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The network that fine-tuning starts from, with the weights of a file whose classes may be others."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def open_model(wanted: FinetuneSettings, source: ModelSettings, num_classes: int
     check_archive(file)
     model: Any = build_model(dataclasses.replace(source, initial_checkpoint=None), num_classes, **more)
     with user_errors(f"load {file} into {source.name}"):
-        state = load_state_dict(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's, before it refuses a pickle
+            state = load_state_dict(file)
         if wanted.keep_head and getattr(model, "divided", False) and is_plain(state, model):
             raise UsageError(
                 f"keep_head needs heads, parts that start from the plain {model.backbone} have none: drop it"

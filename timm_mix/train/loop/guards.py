@@ -110,7 +110,7 @@ def check_run(
     """
     given, settings = config.flat(), config.settings()
     free = FREE - {"workers"} if is_stream(config.data.dataset) else FREE
-    free |= {"epochs"} if longer else set()
+    free = free | ({"epochs"} if longer else set())
     then = {name: made_with.get(name, one.default) for name, one in settings.items() if name not in free}
     pairs = [(f"{name}={was}", f"{name}={given[name]}") for name, was in then.items() if was != given[name]]
     pairs += [
