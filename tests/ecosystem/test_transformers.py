@@ -62,6 +62,19 @@ def test_a_pipeline_predicts_what_the_model_predicts(saved):
     assert found == pytest.approx(dict(zip(NAMES, expected, strict=True)), abs=1e-4)
 
 
+def test_a_pipeline_of_several_labels_takes_sigmoids(tmp_path):
+    from transformers import pipeline
+
+    model = timm.create_model("test_resnet", num_classes=len(NAMES)).eval()
+    folder = save_pretrained(model, tmp_path / "model", label_names=NAMES, multi_label=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    found = {one["label"]: one["score"] for one in pipeline("image-classification", str(folder), top_k=5)(image)}
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    with torch.no_grad():
+        wanted = model(transform(image)[None])[0].sigmoid()
+    torch.testing.assert_close(torch.tensor([found[name] for name in NAMES]), wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_a_backbone_gives_the_features_of_its_stages(saved):
     from transformers import TimmBackbone
 

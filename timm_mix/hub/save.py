@@ -22,6 +22,7 @@ def save_pretrained(
     *,
     label_names: list[str] | None = None,
     data_config: dict[str, Any] | None = None,
+    multi_label: bool = False,
 ) -> Path:
     """Write a hub-ready folder that `timm.create_model('local-dir:<folder>', pretrained=True)` loads.
 
@@ -33,6 +34,7 @@ def save_pretrained(
     Args:
         label_names: class names in the order of the logits; None: those that the model's cfg holds, if any.
         data_config: how the images were fed in training (input_size, mean, std, interpolation, crop_pct).
+        multi_label: an image may have any number of labels; transformers' pipeline then takes sigmoids.
     Raises:
         ValueError: `folder` exists and is something else than an earlier save; label_names of another length; no whole
             model (features only, or one part of a SplitNet).
@@ -74,7 +76,7 @@ def save_pretrained(
             safe_serialization=True,
             data_config=data_config,
         )
-        _for_transformers(scratch / "config.json")
+        _for_transformers(scratch / "config.json", multi_label)
         for file in scratch.iterdir():
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
@@ -92,10 +94,12 @@ def _known_labels(model: nn.Module) -> list[str] | None:
     return list(names) if fits and isinstance(names, list | tuple) else None
 
 
-def _for_transformers(config: Path) -> None:
+def _for_transformers(config: Path, multi_label: bool) -> None:
     """timm writes the number of classes twice, and transformers gives what stands at the root a second time."""
     content = json.loads(config.read_text(encoding="utf-8"))
     content.get("model_args", {}).pop("num_classes", None)
+    if multi_label:
+        content["problem_type"] = "multi_label_classification"
     config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
