@@ -275,9 +275,9 @@ def test_parameter_groups_go_from_encoders_to_heads():
     ("kwargs", "message"),
     [
         ({"backbone": "resnett18"}, "backbone must be a model name that timm knows .*got 'resnett18'"),
-        ({"members": 0}, "members must be an integer >= 1, got 0"),
-        ({"members": 2.5}, "members must be an integer >= 1, got 2.5"),
-        ({"members": True}, "members must be an integer >= 1, got True"),
+        ({"members": 0}, "members must be an integer in 1..1024, got 0"),
+        ({"members": 2.5}, "members must be an integer in 1..1024, got 2.5"),
+        ({"members": True}, "members must be an integer in 1..1024, got True"),
         ({"backbone": 3}, "backbone must be a model name that timm knows .*got 3"),
         ({"backbone": "resnet18.nonsense"}, "backbone must be a model name that timm knows .*got 'resnet18.nonsense'"),
         ({"backbone": "efficientvit_m0"}, "removing 'head.linear' from efficientvit_m0 removes 'head.bn"),

@@ -40,7 +40,7 @@ MISTAKES = {
     "too few classes": (["--num-classes", "2"], "the data have 3 classes, got --num-classes 2"),
     "batch too large": (["--batch-size", "37"], "one step needs 37 distinct images .* the dataset has 36"),
     "odd repeats": (["--batch-repeats", "3"], r"batch_size must be a multiple of repeats \(3\), got 8"),
-    "workers": (["--workers", "-1"], "workers must be >= 0, got -1"),
+    "workers": (["--workers", "-1"], "workers must lie in 0..1024, got -1"),
     "unknown recipe key": (["--config", "{root}/key.yaml"], "unknown key 'epoch'; did you mean 'epochs'"),
     "wrong type": (["--config", "{root}/type.yaml"], "epochs must be a value of type int, got 'many'"),
     "torn recipe": (["--config", "{root}/torn.yaml"], "torn.yaml is not valid yaml"),

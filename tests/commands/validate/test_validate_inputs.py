@@ -237,7 +237,7 @@ MISTAKES = {
     "a seed of no split": (["--val-seed", "3"], "val_seed goes with val_fraction, got 3 alone"),
     "eps": (["--eps", "-1"], r"eps must lie in \[0, 255\], got -1"),
     "batch size": (["--batch-size", "0"], "batch_size must be >= 1, got 0"),
-    "workers": (["--workers", "-1"], "workers must be >= 0, got -1"),
+    "workers": (["--workers", "-1"], "workers must lie in 0..1024, got -1"),
     "unknown flag": (["--batchsize", "3"], "unrecognized arguments: --batchsize 3; see"),
     "no model": (None, "--model is missing: a saved model's folder, hf-hub:ID, a checkpoint, or a timm name"),
     "model setting": (["--model-kwargs", "depth"], "--model-kwargs takes key=value pairs, got 'depth'"),
