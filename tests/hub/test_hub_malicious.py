@@ -143,7 +143,8 @@ def sizes(good):
         "infinite-classes": (good.with_args(num_classes=float("inf")), "wants num_classes=inf"),
         "not-a-number-of-classes": (good.with_args(num_classes=float("nan")), "wants num_classes=nan"),
         "many-classes": (good.with_args(num_classes=300_000), r"builds a .*network"),
-        "many-members": (good.with_args(members=50_000), "builds a far larger network"),
+        "many-members": (good.with_args(members=50_000), r"members must be an integer in 1\.\.1024, got 50000"),
+        "more-members-than-weights": (good.with_args(members=900), "builds a far larger network"),
         "giant-backbone": (good.with_args(backbone="vit_giant_patch14_dinov2"), "builds a .*network"),
     }
 

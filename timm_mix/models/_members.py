@@ -114,7 +114,7 @@ def reduce_members(members: torch.Tensor, mode: str) -> torch.Tensor:
     if mode == "max":
         return members.amax(dim=1)
     if mode != "softmax":
-        raise ValueError(f"the members are joined by {', '.join(ENSEMBLES)}, got {mode!r}")
+        raise ValueError(f"the members are joined by logits, softmax or max, got {mode}")
     return torch.log_softmax(members, dim=-1).logsumexp(dim=1) - math.log(members.shape[1])
 
 

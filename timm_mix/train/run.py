@@ -115,8 +115,8 @@ def train(
         results = trainer.run()
         if accelerator.is_main_process:
             published = _published_model(config, trainer)
-            told: dict[str, Any] = {"label_names": data.names, "data_config": data_config, "multi_label": data.multi_label}
-            save_pretrained(published, config.folder / "model", **told)
+            about: dict[str, Any] = {"label_names": data.names, "multi_label": data.multi_label}
+            save_pretrained(published, config.folder / "model", data_config=data_config, **about)
     finally:
         trainer.keeper.release()
     accelerator.wait_for_everyone()

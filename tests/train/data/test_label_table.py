@@ -54,7 +54,9 @@ def test_the_byte_order_mark_and_blank_lines_of_spreadsheets_are_no_matter(folde
     assert table.classes == ["sand", "sea"]
 
 
-@pytest.mark.parametrize(("split", "rows"), [("train", [0, 1]), ("training", [0, 1]), ("validation", [2]), ("test", [3])])
+@pytest.mark.parametrize(
+    ("split", "rows"), [("train", [0, 1]), ("training", [0, 1]), ("validation", [2]), ("test", [3])]
+)
 def test_splits_are_found_by_any_of_their_names(folder, split, rows):
     images = open_label_table(write(folder, LISTED), folder, split)
     assert [file.name for file in images.files] == [f"{i}.png" for i in rows]
@@ -68,8 +70,10 @@ def test_a_share_is_held_back_of_every_class_and_none_loses_its_last_image(folde
     lines = "".join(f"{i}.png,{'sea' if i < 8 else 'dog'}{';rare' if i == 3 else ''}\n" for i in range(12))
     for seed in range(5):
         train, held = open_labelled(write(folder, f"file,labels\n{lines}"), folder, val_fraction=0.25, seed=seed)
-        assert len(train) + len(held) == 12 and not set(train.files) & set(held.files)
-        assert train.targets.sum(0).min() >= 1 and held.targets[:, 0].sum() == 1  # a quarter of the 4 dogs
+        assert len(train) + len(held) == 12
+        assert not set(train.files) & set(held.files)
+        assert train.targets.sum(0).min() >= 1
+        assert held.targets[:, 0].sum() == 1  # a quarter of the 4 dogs
     again = open_labelled(folder / "labels.csv", folder, val_fraction=0.25, seed=4)[1]
     assert again.files == held.files
 
@@ -83,7 +87,7 @@ def test_batches_and_what_stands_for_an_unreadable_image(folder):
     assert batch.target.tolist() == [[0, 1, 1], [0, 0, 0]]
     Image.new("RGB", (8, 8)).save(folder / "1.png")
     _, target = next(iter(DataLoader(images, batch_size=2)))
-    assert target.dtype == torch.float32 and target.shape == (2, 3)
+    assert (target.dtype, target.shape) == (torch.float32, (2, 3))
 
 
 def test_counts_and_digest_follow_the_labels(folder):
@@ -121,7 +125,8 @@ MISTAKES = {
 def test_a_mistake_in_the_table_is_one_line(folder, line):
     with pytest.raises(UsageError) as error:
         open_labelled(write(folder, MISTAKES[line]), folder)
-    assert line in str(error.value) and "\n" not in str(error.value)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_mistake_in_how_it_is_opened_is_one_line(folder):

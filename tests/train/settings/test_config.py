@@ -80,7 +80,7 @@ def test_the_seed_and_the_folder_come_from_the_settings(tmp_path):
         ("epochs: 11", "epochs", 11),
         ("num_classes: 13", "num_classes", 13),
         ("data_dir: some/where", "data_dir", "some/where"),
-        ("mix: {block: cut, r: .inf, alpha: 1e-1, mimo: false}", "mix", "mapping"),
+        ("model_kwargs: {block: cut, r: .inf, alpha: 1e-1, mimo: false}", "model_kwargs", "mapping"),
         ("model_kwargs: {}", "model_kwargs", {}),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_recipe_value_becomes_its_type(recipe, text, name, value):
         (["--num-classes", "13"], "num_classes", 13),
         (["--data-dir", "1e-4"], "data_dir", "1e-4"),
         (["--no-decay", "norm", "bias"], "no_decay", ("norm", "bias")),
-        (["--mix", "alpha=1e-1", "r=inf", "members=3", "mimo=true", "block=cut"], "mix", "mapping"),
+        (["--model-kwargs", "alpha=1e-1", "r=inf", "members=3", "mimo=true", "block=cut"], "model_kwargs", "mapping"),
         (["--model-kwargs", "name=a=b"], "model_kwargs", {"name": "a=b"}),
     ],
 )
@@ -121,8 +121,9 @@ def test_a_flag_value_becomes_its_type(argv, name, value):
 @pytest.mark.parametrize("name", ["mix", "model_kwargs"])
 def test_pairs_merge_over_those_of_the_recipe(recipe, name):
     flag = f"--{name.replace('_', '-')}"
-    config = parse_config(["--config", recipe(f"{name}: {{block: cut, alpha: 2.0}}"), flag, "alpha=1", "r=4"])
-    assert config.flat()[name] == {"block": "cut", "alpha": 1, "r": 4}
+    text = f"task: mixmo\n{name}: {{block: cut, alpha: 2.0}}"
+    config = parse_config(["--config", recipe(text), flag, "alpha=1", "prob=4"])
+    assert config.flat()[name] == {"block": "cut", "alpha": 1, "prob": 4}
 
 
 def test_a_list_flag_replaces_that_of_the_recipe(recipe):

@@ -13,6 +13,7 @@ from timm_mix.train.settings.config import Config
 BAD = {
     "be >= 1": (0, -1),
     "be >= 0": (-1,),
+    "lie in 0..1024": (-1, 1025),
     "lie in [0, 2**63)": (-1, 2**63),
     "be >= 0 and finite in float32": (-0.1, float("nan"), float("inf"), 1e39),
     "be > 0 and finite in float32": (0.0, -1.0, float("nan"), float("inf"), 1e39),
@@ -21,7 +22,7 @@ BAD = {
     "lie in [0, 255]": (-1.0, 256.0, float("nan")),
     "be finite in float32": (float("nan"), float("inf"), -1e39),
 }
-ELSEWHERE = {"decay_milestones", "val_fraction"}  # checked by the schedule, and by who divides the images
+ELSEWHERE = {"val_fraction"}  # checked by who divides the images
 CONFIGS = {"train": Config, "finetune": FinetuneConfig, "validate": ValidateConfig}
 # what a configuration cannot do without
 GIVEN = {"train": {}, "finetune": {"model": "m"}, "validate": {"model": "m", "output": "out"}}

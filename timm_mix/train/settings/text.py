@@ -37,9 +37,9 @@ def read_yaml(what: str, path: str | Path) -> Any:
     >>> read_yaml("recipe", "mine.yaml")
     {'lr': 0.1, 'opt': 'sgd'}
     """
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise UsageError(f"cannot read {what} {path}: it is no regular file")
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise UsageError(f"cannot read {what} {path}: it is no regular file")
         return _load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {what} {path}: {error.strerror or error}") from None
