@@ -33,6 +33,8 @@ def test_a_run_at_another_size_that_is_no_square_is_evaluated_without_flags(net,
     assert figures[0] == figures[1]
 
 
+# timm resamples position biases by its own interpolation, about which torch has two words to say
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence", "ignore:torch.searchsorted")
 @pytest.mark.parametrize("net", SOME)
 def test_another_size_resamples_what_a_run_has_learnt(net, scripts):
     scripts.train("run", *NETS[net], "--img-size", "64")
@@ -97,7 +99,7 @@ TASKS = {
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_and_mixer_takes_images_that_are_no_squares(task, net, scripts):
     results = scripts.train("run", *NETS[net], *TASKS[task], "--input-size", "3", "64", "96")
-    assert results["history"][-1]["loss"] > 0
+    assert results["epochs"][-1]["train"]["loss"] > 0
 
 
 def test_the_device_loader_takes_images_that_are_no_squares(scripts):

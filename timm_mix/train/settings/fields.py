@@ -118,7 +118,9 @@ def check_fields(part: Any) -> None:
     for spec in dataclasses.fields(part):
         flag = (spec.metadata.get("flag") or "").lstrip("-")
         name, value = flag or spec.metadata.get("name") or spec.name, getattr(part, spec.name)
-        if any("\0" in text for text in (value if isinstance(value, tuple) else (value,)) if isinstance(text, str)):
+        if any(
+            "\0" in text for text in (value if isinstance(value, tuple | list) else (value,)) if isinstance(text, str)
+        ):
             raise UsageError(f"{name} must not hold the character 0, got {value!r}")
         if spec.metadata.get("range") is not None and value is not None:
             _check_range(name, value, spec.metadata["range"])
@@ -129,7 +131,7 @@ def check_fields(part: Any) -> None:
 
 
 def _check_range(name: str, value: Any, range: Range) -> None:
-    entries = value if isinstance(value, tuple) else (value,)
+    entries = value if isinstance(value, tuple | list) else (value,)  # a list out of results.json
     given = ", ".join(map(str, entries))
     if not all(range.holds(entry) for entry in entries):
         raise UsageError(f"{name} must {range.wanted}, got {given}")
