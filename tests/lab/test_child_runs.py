@@ -74,7 +74,7 @@ def test_a_run_is_done_when_all_epochs_are_there(runs):
     [
         ({"epochs": 3}, "was made with epochs=2, the suite wants 3: remove that folder, or give another --output"),
         ({"mean": (0.5, 0.5, 0.5)}, r"was made with mean=None, the suite wants \[0.5, 0.5, 0.5\]"),
-        ({"mix": {"alpha": 1.0}}, r"was made with mix=\{\}, the suite wants \{'alpha': 1.0\}"),
+        ({"model_kwargs": {"alpha": 1.0}}, r"was made with model_kwargs=.*, the suite wants \{'alpha': 1.0\}"),
     ],
 )
 def test_a_changed_setting_is_named(settings, message, runs):
@@ -126,7 +126,7 @@ def test_a_foreign_results_file_is_refused(text, runs):
 
 
 def test_the_recipe_of_a_run_holds_its_settings(runs):
-    run = changed(runs[0], mean=(0.5, 0.25, 0.1), lr=1e-5, aa=None, no_decay=("bias",), mix={"alpha": 2.0})
+    run = changed(runs[0], mean=(0.5, 0.25, 0.1), lr=1e-5, aa=None, no_decay=("bias",), model_kwargs={"alpha": 2.0})
     run_all([run], command=fake(BADLY))
     assert Config.of(**load_recipe(run.folder / "recipe.yaml")) == run.config
 
