@@ -149,7 +149,7 @@ def test_seeds_given_by_hand_replace_those_of_the_file(suite_file):
         ),
         (
             "methods: [{name: x, settings: {task: recursivemix, mix: {omga: 1}}}]\n",
-            "method 1 (x): mix has an unknown key 'omga'; did you mean 'omega'?",
+            "method 1 (x): task recursivemix has no setting 'omga'; did you mean 'omega'?",
         ),
     ],
 )

@@ -163,7 +163,7 @@ def stage_of_reduction(model: nn.Module, reduction: int | None = None) -> tuple[
     >>> stage_of_reduction(timm.create_model("test_resnet"), 16)
     (3, 192)
     >>> stage_of_reduction(timm.create_model("resnet18_cifar"))  # of 1, 2, 4 and 8 it is 4: 8 x 8 of 32 x 32 pixels
-    (3, 256)
+    (2, 256)
     """
     info = getattr(unwrap_model(model), "feature_info", None)
     if not info or not hasattr(model, "forward_intermediates"):

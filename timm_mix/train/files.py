@@ -84,7 +84,7 @@ def check_archive(path: str | Path) -> None:
     >>> check_archive("damaged.pt")
     Traceback (most recent call last):
         ...
-    timm_mix.train.errors.UsageError: damaged.pt is damaged, .../data/0 has another checksum than it was written with
+    timm_mix.train.errors.UsageError: damaged.pt is damaged, whole/data/0 has another checksum than it was ...
     """
     if not zipfile.is_zipfile(path):
         return

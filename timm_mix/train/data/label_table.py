@@ -146,7 +146,7 @@ def open_labelled(
     >>> written = Path("labels.csv").write_text("file,label\\n0.jpg,sea\\n1.jpg,sand\\n2.jpg,sea\\n3.jpg,sand\\n")
     >>> train, validation = open_labelled("labels.csv", ".", val_fraction=0.5)
     >>> train.targets, validation.targets
-    (array([0, 1]), array([0, 1]))
+    (array([1, 0]), array([1, 0]))
     """
     table = read_label_table(path, _folder(root))
     if val_fraction is None and table.splits is None:

@@ -130,6 +130,7 @@ class PixelDataset(Dataset):
         mode: PIL mode of the images, or their number of channels.
         corruption: (image [H, W, C] uint8, index) -> the same.
 
+    >>> from PIL import Image
     >>> from torchvision.transforms.functional import to_tensor
     >>> pixels, label, index = PixelDataset([(Image.new("RGB", (4, 4), "white"), 7)], to_tensor)[0]
     >>> pixels.unique(), label, index
@@ -176,6 +177,7 @@ class WholeBatches(Sampler[list[int]]):
 def create_loader(dataset: PixelDataset, batch_size: int, workers: int, accelerator: Accelerator) -> DataLoader:
     """Batches of (pixels [B, C, H, W], label [B], index [B]), or `Unreadable`.
 
+    >>> from PIL import Image
     >>> from torchvision.transforms.functional import to_tensor
     >>> images = PixelDataset([(Image.new("RGB", (4, 4)), 0)] * 3, to_tensor)
     >>> loader = create_loader(images, 2, 0, create_accelerator(False, "bfloat16", cpu=True))
@@ -206,6 +208,7 @@ def collect(
     Raises:
         UsageError: an unreadable image, a label outside the model's classes, an output that is not finite, no image.
 
+    >>> from PIL import Image
     >>> from torchvision.transforms.functional import to_tensor
     >>> accelerator = create_accelerator(False, "bfloat16", cpu=True)
     >>> images = PixelDataset([(Image.new("L", (4, 4), level), 1) for level in (0, 255, 0)], to_tensor, "L")

@@ -135,10 +135,11 @@ class Keeper:
     def _goes_on_longer(self, content: dict[str, Any]) -> bool:
         """Whether a run that is finished is given more epochs."""
         then, now = content["config"], self.config.optimise
-        finished = content["progress"]["epoch"] >= then["epochs"] + then.get("cooldown_epochs", 0)
-        longer = finished and now.epochs > then["epochs"] and now.sched != "plateau"
+        epochs = then.get("epochs", now.epochs)
+        finished = content["progress"].get("epoch", 0) >= epochs + then.get("cooldown_epochs", 0)
+        longer = finished and now.epochs > epochs and now.sched != "plateau"
         if longer and self.accelerator.is_main_process:
-            told = f"the run of {then['epochs']} epochs is finished and goes on to {now.epochs}"
+            told = f"the run of {epochs} epochs is finished and goes on to {now.epochs}"
             print(f"{told}, at the learning rates of such a run", flush=True)
         return longer
 
