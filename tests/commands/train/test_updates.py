@@ -222,7 +222,7 @@ def test_amp_computes_in_bfloat16_and_keeps_float32_weights(run, images, monkeyp
 
     def spy(layer, x):
         out = conv(layer, x)
-        if not x.is_meta:  # MixMo asks for the shape of its stem
+        if not x.is_meta and len(x) > 1:  # MixMo asks for the shape of its stem, and one black image is tried first
             seen.add((layer.training, out.dtype))
         return out
 
