@@ -119,7 +119,7 @@ def _recipes(root: Path) -> None:
     write("tab", b"lr:\t0.1\n\tepochs: 3\n")
     write("twice", b"lr: 0.1\nlr: 0.2\n")
     write("unknown", b"learning_rate: 0.1\n")
-    write("python", b"lr: !!python/object/apply:os.system ['touch /tmp/pwned']\n")
+    write("python", f"lr: !!python/object/apply:os.system ['touch {root}/was_here']\n".encode())
     write("latin", "experiment: caf\xe9\n".encode("latin-1"))
     write("nul", b"lr: 0.1\0\n")
     write("deep", b"mix: " + b"[" * 20_000 + b"]" * 20_000)
@@ -181,14 +181,19 @@ def _damaged_checkpoints(root: Path) -> None:
     torch.save({"state_dict": {**state, first: "a string"}}, folder / "string.pt")
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), folder / "other_net.pt")
     with (folder / "pickle.pt").open("wb") as stream:
-        pickle.dump(_Evil(), stream)
+        pickle.dump(_Evil(root), stream)
     for key in content:
         torch.save({name: value for name, value in content.items() if name != key}, folder / f"without_{key}.pt")
 
 
 class _Evil:
+    """Leaves a file among the material, where the harness sees it, if it is ever unpickled with its code."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
     def __reduce__(self):
-        return os.system, ("touch /tmp/timm_mix_fuzz_was_here",)
+        return os.system, (f"touch {self.root}/was_here",)
 
 
 def _damaged_folders(root: Path) -> None:
